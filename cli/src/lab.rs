@@ -1,0 +1,114 @@
+//! `exitscope lab`: the emulated machines.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::builder::PossibleValuesParser;
+use exitscope_abi::leaf::{Expose, Layout};
+use exitscope_host::render;
+use exitscope_lab::kernel::Series;
+use exitscope_lab::progress::Progress;
+use exitscope_lab::run::{self, GuestKind, Options};
+use exitscope_lab::session::{Lab, Paging, Setup};
+
+use crate::{print, print_json};
+
+/// Commands of `exitscope lab`.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Boot a guest on a stock kernel's KVM and report its exits
+    Run(RunArgs),
+}
+
+/// Options of `exitscope lab run`.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Vendor of the emulated CPU
+    #[arg(long, default_value = "amd", value_parser = PossibleValuesParser::new(["amd", "intel"]))]
+    vendor: String,
+    /// Kernel that runs KVM
+    #[arg(long, default_value = "6.12", value_parser = PossibleValuesParser::new(Series::ALL.map(Series::name)))]
+    kernel: String,
+    /// How KVM pages its guests
+    #[arg(long, default_value = "nested", value_parser = PossibleValuesParser::new(["nested", "shadow"]))]
+    paging: String,
+    /// What runs in the VM: bare CPUIDs, Linux, or a Debian system
+    #[arg(long, default_value = "linux", value_parser = PossibleValuesParser::new(["tiny", "linux", "debian"]))]
+    guest: String,
+    /// What runs the VM
+    #[arg(long, default_value = "exitscope", value_parser = PossibleValuesParser::new(["exitscope", "qemu"]))]
+    vmm: String,
+    /// vCPUs of the guest
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpus: u32,
+    /// Numbering of the course's leaves
+    #[arg(long, default_value = "classic", value_parser = names(Layout::ALL, Layout::name))]
+    layout: String,
+    /// Whose exits the guest is told
+    #[arg(long, default_value = "vm", value_parser = names(Expose::ALL, Expose::name))]
+    expose: String,
+    /// Print the report as one JSON document
+    #[arg(long)]
+    json: bool,
+    /// Where report.json and the console's log go
+    #[arg(long, value_name = "DIR", default_value = "target/lab")]
+    out: PathBuf,
+}
+
+fn names<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> PossibleValuesParser {
+    PossibleValuesParser::new(all.iter().map(|&member| name(member)))
+}
+
+/// Does a command.
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(args) => run_one(&args),
+    }
+}
+
+fn run_one(args: &RunArgs) -> anyhow::Result<()> {
+    for (option, value, missing) in
+        [("vendor", &args.vendor, "intel"), ("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")]
+    {
+        if value == missing {
+            bail!("--{option} {missing} is not built yet: leave it out");
+        }
+    }
+    let series = Series::ALL.into_iter().find(|series| series.name() == args.kernel);
+    let series = series.with_context(|| format!("unknown kernel {}", args.kernel))?;
+    let options = Options {
+        setup: Setup {
+            paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
+            ..Setup::default()
+        },
+        guest: if args.guest == "tiny" { GuestKind::Tiny } else { GuestKind::Linux },
+        vcpus: args.vcpus,
+        layout: Layout::from_name(&args.layout).with_context(|| format!("unknown layout {}", args.layout))?,
+        expose: Expose::from_name(&args.expose).with_context(|| format!("unknown policy {}", args.expose))?,
+    };
+    let mut progress = Progress::new();
+    let lab = Lab::prepare(series, &program()?, &args.out, &mut progress)?;
+    let report = run::run(&lab, &options, &mut progress)?;
+    progress.done();
+    let path = args.out.join("report.json");
+    write(&path, &serde_json::to_string_pretty(&report)?)?;
+    if args.json {
+        return print_json(&report);
+    }
+    print(&render::report(&report))?;
+    print(&format!("\nAll of it: {}\n", path.display()))
+}
+
+/// This very program, which runs in the emulated machine too.
+fn program() -> anyhow::Result<PathBuf> {
+    env::current_exe().context("cannot find this program's own file")
+}
+
+/// Writes a file in one step, so that no half of it is ever seen.
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let unfinished = path.with_extension("tmp");
+    let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path));
+    written.inspect_err(|_| drop(fs::remove_file(&unfinished))).with_context(|| format!("cannot write {}", path.display()))
+}

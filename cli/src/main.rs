@@ -1,0 +1,79 @@
+//! The `exitscope` command: see every VM exit of KVM — what it was, how often, what it cost.
+
+mod guest;
+mod lab;
+mod vmm;
+
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// See every VM exit of KVM: what it was, how often, what it cost.
+#[derive(Parser)]
+#[command(name = "exitscope", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Inside a guest: read this VM's exits through CPUID
+    Guest(guest::Args),
+    /// Run all of it in an emulated machine, on any computer
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Run a small VM on /dev/kvm: a Linux kernel, or a workload of exits of one kind
+    Vmm(vmm::Args),
+}
+
+fn main() -> ExitCode {
+    if exitscope_lab::agent::is_called_for() {
+        eprintln!("agent: cannot power off: {}", exitscope_lab::agent::main());
+        return ExitCode::FAILURE;
+    }
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("exitscope: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Guest(args) => guest::run(&args),
+        Command::Lab(command) => lab::run(command),
+        Command::Vmm(args) => vmm::run(args),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|io| io.kind() == ErrorKind::BrokenPipe)
+}
+
+/// The command line asks for something that does not exist; exit status 2.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Writes to stdout, with errors instead of panics.
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(io::stdout().lock().write_all(text.as_bytes())?)
+}
+
+/// Writes one JSON document to stdout.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}

@@ -1,0 +1,92 @@
+//! `exitscope vmm`: the micro-VMM as a command.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use exitscope_abi::reason::Isa;
+use exitscope_guest::workload::Workload;
+use exitscope_vmm::{Config, LINUX_CMDLINE, Payload};
+
+use crate::Usage;
+
+/// Options of `exitscope vmm`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Linux kernel to boot (bzImage or vmlinux)
+    #[arg(long, required_unless_present = "workload", conflicts_with = "workload")]
+    kernel: Option<PathBuf>,
+    /// Its initramfs
+    #[arg(long, requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// Its command line
+    #[arg(long, default_value = LINUX_CMDLINE)]
+    cmdline: String,
+    /// Workload to run instead: cpuid, rdmsr, wrmsr, pio, mmio, hlt or hypercall
+    #[arg(long)]
+    workload: Option<String>,
+    /// Exits of the workload's kind, on each vCPU
+    #[arg(long, default_value_t = 100_000)]
+    iterations: u64,
+    /// Time the workload in batches of so many exits and report the fastest; 0 does not time it
+    #[arg(long, default_value_t = 0)]
+    batch: u64,
+    /// Number of vCPUs
+    #[arg(long, default_value_t = 1)]
+    vcpus: u32,
+    /// Guest memory in MiB
+    #[arg(long, default_value_t = 256)]
+    memory: u64,
+    /// Stop the guest after so many seconds
+    #[arg(long)]
+    timeout: Option<u64>,
+    /// Write what the vCPUs reported to this file, as JSON
+    #[arg(long)]
+    outcome: Option<PathBuf>,
+}
+
+/// Runs a VM to its end; its console is our stdout.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let payload = match (args.kernel, args.workload) {
+        (Some(kernel), _) => Payload::Linux { kernel, initrd: args.initrd, cmdline: args.cmdline },
+        (None, Some(name)) => {
+            let Some(workload) = Workload::from_name(&name) else {
+                let known: Vec<&str> = Workload::ALL.iter().map(|workload| workload.name()).collect();
+                bail!(Usage(format!("unknown workload {name}: want one of {}", known.join(", "))));
+            };
+            let image = workload.image(isa()?).to_vec();
+            Payload::Flat { image, iterations: args.iterations, batch: args.batch }
+        }
+        (None, None) => bail!(Usage("want --kernel or --workload".into())),
+    };
+    let config = Config {
+        memory_mib: args.memory,
+        vcpus: args.vcpus,
+        payload,
+        timeout: args.timeout.map(Duration::from_secs),
+        ..Config::default()
+    };
+    let outcome = exitscope_vmm::run(&config, io::stdout())?;
+    if let Some(path) = args.outcome {
+        let reports: Vec<Vec<u64>> = outcome.vcpus.into_iter().map(|vcpu| vcpu.reports).collect();
+        fs::write(&path, serde_json::to_vec(&reports)?).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    match outcome.status {
+        0 => Ok(()),
+        status => bail!("the guest ended with status {status}"),
+    }
+}
+
+/// The instruction set that KVM runs guests with here.
+fn isa() -> anyhow::Result<Isa> {
+    let info = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);
+    match (has("svm"), has("vmx")) {
+        (true, _) => Ok(Isa::Svm),
+        (_, true) => Ok(Isa::Vmx),
+        _ => bail!("this CPU has neither SVM nor VMX: try `exitscope lab run`, which emulates one"),
+    }
+}

@@ -1,0 +1,8 @@
+//! What runs in user space on the host: the data model, where its numbers come from, and how they are shown.
+//!
+//! One direction: a source ([`region`]) gives a snapshot, a snapshot becomes a [`model::Report`], a report is
+//! shown ([`render`]) or written as JSON.
+
+pub mod model;
+pub mod region;
+pub mod render;

@@ -1,0 +1,212 @@
+//! Shows a report to a person.
+
+use std::fmt::{self, Display, Write};
+
+use crate::model::{GuestView, Reason, Report, Tick, Total};
+
+/// Columns of text, the first aligned left, the others right.
+#[derive(Debug, Default)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these headings.
+    pub fn new(headings: &[&str]) -> Self {
+        Self { rows: vec![headings.iter().map(ToString::to_string).collect()] }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        for row in &self.rows {
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                match column {
+                    0 => write!(out, "{cell:<width$}")?,
+                    _ => write!(out, "  {cell:>width$}")?,
+                }
+            }
+            writeln!(out)?;
+        }
+        Ok(())
+    }
+}
+
+/// A number with its thousands apart: 1,234,567.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn share(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.2}%", 100.0 * part as f64 / whole as f64) }
+}
+
+/// The ranked table of reasons: exits, share, total cycles, min, mean, max.
+pub fn reasons(reasons: &[Reason], total: Total) -> String {
+    let mut table =
+        Table::new(&["EXIT", "CODE", "EXITS", "EXITS%", "CYCLES", "CYCLES%", "MIN", "MEAN", "MAX"]);
+    for reason in reasons {
+        table.row([
+            reason.name.clone(),
+            reason.code.to_string(),
+            grouped(reason.exits),
+            share(reason.exits, total.exits),
+            grouped(reason.cycles),
+            share(reason.cycles, total.cycles),
+            grouped(reason.min),
+            reason.mean().map_or("-".into(), grouped),
+            grouped(reason.max),
+        ]);
+    }
+    table.row([
+        "total".into(),
+        String::new(),
+        grouped(total.exits),
+        String::new(),
+        grouped(total.cycles),
+    ]);
+    table.to_string()
+}
+
+/// The whole report as text.
+pub fn report(report: &Report) -> String {
+    let mut text = String::new();
+    write_report(&mut text, report).unwrap_or_default();
+    text
+}
+
+fn write_report(out: &mut String, report: &Report) -> fmt::Result {
+    let machine = &report.machine;
+    writeln!(
+        out,
+        "KVM exits on Linux {} ({}, {} paging), source {}, layout {}, expose {}",
+        machine.kernel,
+        report.isa.to_uppercase(),
+        machine.paging,
+        report.source,
+        report.layout,
+        report.expose
+    )?;
+    if machine.emulated {
+        writeln!(out, "Cycles are *emulated* ({}): compare them with each other, not with a real CPU.", machine.emulator)?;
+    }
+    writeln!(out, "\n{} exits, {} cycles\n", grouped(report.total.exits), grouped(report.total.cycles))?;
+    write!(out, "{}", reasons(&report.reasons, report.total))?;
+    if let Some(guest) = &report.guest {
+        writeln!(out, "\nWhat the guest read through CPUID, beside what the host counted until the guest ended:\n")?;
+        write!(out, "{}", beside(guest, report))?;
+    }
+    if report.timeline.len() > 1 {
+        writeln!(out, "\nExits over the guest's life:\n")?;
+        write!(out, "{}", timeline(&report.timeline))?;
+    }
+    let quality = &report.quality;
+    if quality.overflowed || quality.unaccounted > 0 {
+        writeln!(out, "\nMemory was short: {} exits are in no account.", grouped(quality.unaccounted))?;
+    }
+    Ok(())
+}
+
+fn beside(guest: &GuestView, report: &Report) -> String {
+    let mut table = Table::new(&["EXIT", "GUEST READ", "HOST COUNTED", "SINCE THEN"]);
+    let mut row = |name: &str, read: u64, counted: u64| {
+        let since = counted.checked_sub(read).map_or_else(|| format!("-{}", read - counted), grouped);
+        table.row([name.into(), grouped(read), grouped(counted), since]);
+    };
+    for reason in &report.reasons {
+        let read = guest.reasons.iter().find(|read| read.code == reason.code).map_or(0, |read| read.exits);
+        row(&reason.name, read, reason.exits);
+    }
+    for read in guest.reasons.iter().filter(|read| report.reasons.iter().all(|known| known.code != read.code)) {
+        row(&read.name, read.exits, 0);
+    }
+    row("total", guest.total.exits, report.total.exits);
+    table.to_string()
+}
+
+/// Rows of a timeline at most.
+const ROWS: u64 = 20;
+/// Characters of its longest bar.
+const BAR: u64 = 40;
+
+/// A timeline as bars of exits per equal stretch of time.
+pub fn timeline(ticks: &[Tick]) -> String {
+    let (Some(first), Some(last)) = (ticks.first(), ticks.last()) else { return String::new() };
+    let length = (last.t_ms - first.t_ms).max(1);
+    let step = length.div_ceil(ROWS).next_multiple_of(50);
+    let at = |time: u64| ticks.iter().rev().find(|tick| tick.t_ms <= time).map_or(0, |tick| tick.exits);
+    let starts: Vec<u64> = (0..length.div_ceil(step)).map(|row| first.t_ms + row * step).collect();
+    let rows: Vec<(u64, u64)> =
+        starts.iter().map(|&start| (start - first.t_ms, at(start + step).saturating_sub(at(start)))).collect();
+    let most = rows.iter().map(|&(_, exits)| exits).max().unwrap_or(0).max(1);
+    let mut text = String::new();
+    for (start, exits) in rows {
+        let bar = "#".repeat((exits * BAR).div_ceil(most) as usize);
+        let rate = exits * 1000 / step;
+        let _ = writeln!(text, "{:>7} ms  {bar:<40}  {:>9}/s", grouped(start), grouped(rate));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        let text = [0, 999, 1_000, 1_234_567].map(grouped);
+        assert_eq!(text, ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn a_table_shows_shares_and_means() {
+        let cpuid = Reason {
+            code: 114,
+            name: "CPUID".into(),
+            exits: 3,
+            cycles: 300,
+            min: 90,
+            max: 120,
+            ..Reason::default()
+        };
+        let text = reasons(&[cpuid], Total { exits: 4, cycles: 1200 });
+        let row = text.lines().nth(1).unwrap();
+        assert_eq!(
+            row.split_whitespace().collect::<Vec<_>>(),
+            ["CPUID", "114", "3", "75.00%", "300", "25.00%", "90", "100", "120"]
+        );
+    }
+
+    #[test]
+    fn a_timeline_adds_up_to_its_exits() {
+        let ticks: Vec<Tick> = (0..=40).map(|i| Tick { t_ms: 100 + i * 50, exits: i * i }).collect();
+        let text = timeline(&ticks);
+        assert_eq!(text.lines().count(), 20);
+        assert!(text.lines().last().unwrap().contains('#'));
+        assert_eq!(timeline(&[]), "");
+    }
+
+    #[test]
+    fn an_empty_report_is_shown() {
+        assert!(report(&Report::default()).contains("0 exits"));
+    }
+}

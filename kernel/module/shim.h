@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The border between C and Rust: above, what Rust calls (declared again in src/ffi.rs); below, what C calls. */
+#ifndef EXITSCOPE_SHIM_H
+#define EXITSCOPE_SHIM_H
+
+#include <linux/kvm_host.h>
+#include <linux/types.h>
+
+extern const unsigned long exitscope_vmcb_pointer;
+extern const unsigned long exitscope_vmcb_exit_code;
+extern const unsigned long exitscope_vcpu_regs;
+
+unsigned long exitscope_lock(void);
+void exitscope_unlock(unsigned long flags);
+void *exitscope_page_alloc(void);
+void exitscope_page_free(void *page);
+void *exitscope_alloc(size_t size);
+void exitscope_free(void *memory);
+struct kvm *exitscope_vcpu_vm(struct kvm_vcpu *vcpu);
+u32 exitscope_vcpu_id(struct kvm_vcpu *vcpu);
+bool exitscope_vcpu_protected(struct kvm_vcpu *vcpu);
+bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip);
+u32 exitscope_vm_pid(struct kvm *vm);
+u32 exitscope_tsc_khz(void);
+void exitscope_bug(void) __noreturn;
+
+int exitscope_start(void);
+void exitscope_stop(void);
+void exitscope_on_exit(void *data, struct kvm_vcpu *vcpu, u32 isa);
+void exitscope_on_entry(void *data, struct kvm_vcpu *vcpu);
+void exitscope_vcpu_destroyed(struct kvm_vcpu *vcpu);
+void *exitscope_region_page(unsigned long number);
+int exitscope_set_expose(const char *text, size_t length);
+int exitscope_set_layout(const char *text, size_t length);
+const char *exitscope_get_expose(size_t *length);
+const char *exitscope_get_layout(size_t *length);
+
+#endif

@@ -1,0 +1,90 @@
+//! The agent in the emulated machine: interprets the steps of its job.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+
+use exitscope_host::region::{DEVICE, Region};
+
+use super::{guests, kernel, output_of};
+use crate::emulator::CHANNEL;
+use crate::job::{Event, Insert, Step};
+
+/// Where events go: to the lab, one line of JSON each.
+pub struct Channel(File);
+
+impl Channel {
+    /// Tells an event.
+    pub fn tell(&mut self, event: &Event) -> io::Result<()> {
+        let mut line = serde_json::to_vec(event)?;
+        line.push(b'\n');
+        self.0.write_all(&line)
+    }
+
+    fn phase(&mut self, text: impl Into<String>) -> io::Result<()> {
+        self.tell(&Event::Phase { text: text.into() })
+    }
+}
+
+/// Loads the modules, does every step, and tells how it went.
+pub fn run(modules: &[Insert], steps: &[Step]) {
+    let mut channel = match File::options().write(true).open(CHANNEL) {
+        Ok(file) => Channel(file),
+        Err(error) => return eprintln!("agent: {CHANNEL}: {error}"),
+    };
+    let done = channel.phase(format!("loads KVM on Linux {}", kernel::release()));
+    let done = done
+        .and_then(|()| modules.iter().try_for_each(kernel::insert))
+        .and_then(|()| run_steps(steps, &mut channel))
+        .and_then(|()| kernel::alarms());
+    let last = match done {
+        Ok(alarms) => Event::Done { kernel: kernel::release(), alarms },
+        Err(error) => Event::Failed { message: error.to_string() },
+    };
+    if let Err(error) = channel.tell(&last) {
+        eprintln!("agent: {CHANNEL}: {error}");
+    }
+}
+
+pub(super) fn run_steps(steps: &[Step], channel: &mut Channel) -> io::Result<()> {
+    steps.iter().try_for_each(|step| run_step(step, channel))
+}
+
+fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
+    match step {
+        Step::Insert(insert) => kernel::insert(insert),
+        Step::Remove { name } => kernel::remove(name),
+        Step::Set { parameter, value } => kernel::set(parameter, value),
+        Step::Witness => kernel::witness(),
+        Step::Testify { label } => {
+            channel.tell(&Event::Witness { label: label.clone(), exits: kernel::testimony()? })
+        }
+        Step::Snapshot { label } => channel.tell(&snapshot(label)?),
+        Step::Guests { guests, sample_ms, meanwhile } => {
+            let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
+            channel.phase(format!("runs {}", names.join(", ")))?;
+            guests::run(guests, *sample_ms, meanwhile, channel)
+        }
+        Step::Run { label, command } => {
+            channel.tell(&Event::Output { label: label.clone(), output: output_of(command) })
+        }
+        Step::Refused { label, step } => match run_step(step, channel) {
+            Ok(()) => Err(io::Error::other(format!("{label}: {step:?} succeeded, but must fail"))),
+            Err(error) => channel.tell(&Event::Refused { label: label.clone(), message: error.to_string() }),
+        },
+        Step::Repeat { times, steps } => (0..*times).try_for_each(|_| run_steps(steps, channel)),
+    }
+}
+
+fn snapshot(label: &str) -> io::Result<Event> {
+    let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
+    let snapshot = region.snapshot();
+    Ok(Event::Snapshot {
+        label: label.into(),
+        isa: snapshot.isa.map(|isa| isa.name().into()).unwrap_or_default(),
+        tsc_khz: snapshot.tsc_khz,
+        vms: snapshot.vms,
+        unaccounted: snapshot.quality.unaccounted,
+        overflowed: snapshot.quality.overflowed,
+    })
+}

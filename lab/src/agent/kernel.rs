@@ -1,0 +1,168 @@
+//! What the agent asks of the kernel it runs on: file systems, modules, the histogram trigger, the log.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{delete_module, finit_module};
+
+use crate::job::Insert;
+
+const TRIGGER: &str = "/sys/kernel/tracing/events/kvm/kvm_exit/trigger";
+const HISTOGRAM: &str = "/sys/kernel/tracing/events/kvm/kvm_exit/hist";
+
+/// Mounts what programs expect.
+pub fn mount_all() -> io::Result<()> {
+    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
+        fs::create_dir_all(place)?;
+        match mount(kind, place, kind, MountFlags::empty(), None) {
+            Ok(()) | Err(rustix::io::Errno::BUSY) => {}
+            Err(errno) => return Err(named(format!("mount {place}"), errno)),
+        }
+    }
+    Ok(())
+}
+
+fn named(what: String, errno: rustix::io::Errno) -> io::Error {
+    let error = io::Error::from(errno);
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// Loads a module.
+pub fn insert(insert: &Insert) -> io::Result<()> {
+    let Insert { path, parameters } = insert;
+    let what = || format!("load {path} {parameters}");
+    let file = File::open(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", what())))?;
+    let text = CString::new(parameters.as_str())?;
+    finit_module(&file, &text, 0).map_err(|errno| named(what(), errno))
+}
+
+/// Unloads a module; refuses to wait for its users.
+pub fn remove(name: &str) -> io::Result<()> {
+    let text = CString::new(name)?;
+    delete_module(&text, OFlags::NONBLOCK.bits() as _).map_err(|errno| named(format!("unload {name}"), errno))
+}
+
+/// Sets a parameter of our module.
+pub fn set(parameter: &str, value: &str) -> io::Result<()> {
+    let path = format!("/sys/module/exitscope/parameters/{parameter}");
+    fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
+}
+
+/// Makes the kernel count exits by reason, from zero.
+pub fn witness() -> io::Result<()> {
+    if !Path::new(TRIGGER).exists() {
+        mount("tracefs", "/sys/kernel/tracing", "tracefs", MountFlags::empty(), None)
+            .map_err(|errno| named("mount tracefs".into(), errno))?;
+    }
+    // Absent at the first time, and then there is nothing to remove.
+    let _ = fs::write(TRIGGER, "!hist:keys=exit_reason");
+    fs::write(TRIGGER, "hist:keys=exit_reason")
+}
+
+/// What the kernel has counted.
+pub fn testimony() -> io::Result<BTreeMap<u64, u64>> {
+    parse_histogram(&fs::read_to_string(HISTOGRAM)?)
+}
+
+/// Reads lines such as `{ exit_reason:        114 } hitcount:        552`.
+fn parse_histogram(text: &str) -> io::Result<BTreeMap<u64, u64>> {
+    let mut exits = BTreeMap::new();
+    for line in text.lines().filter(|line| line.starts_with("{ exit_reason:")) {
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let [reason, count] = numbers[..] else {
+            return Err(io::Error::other(format!("{HISTOGRAM}: cannot read `{line}`")));
+        };
+        exits.insert(reason, count);
+    }
+    if !text.lines().any(|line| line.trim_start() == "Dropped: 0") {
+        return Err(io::Error::other(format!("{HISTOGRAM} lost events: no witness")));
+    }
+    Ok(exits)
+}
+
+/// Release of the running kernel.
+pub fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Lines of the kernel's log that no healthy run has.
+pub fn alarms() -> io::Result<Vec<String>> {
+    use std::io::Read;
+    let mut log = File::options().read(true).custom_nonblocking().open("/dev/kmsg")?;
+    let mut alarms = Vec::new();
+    let mut record = [0; 8192];
+    loop {
+        match log.read(&mut record) {
+            Ok(length) => alarms.extend(alarm(&String::from_utf8_lossy(&record[..length]))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(alarms),
+            // The log has overrun our place in it; the next read goes on at its oldest record.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What the kernel's log says when something of its own is broken.
+const ALARMS: &[&str] = &[
+    "WARNING: ",
+    "BUG:",
+    "BUG ",
+    "Oops",
+    "Call Trace",
+    "general protection fault",
+    "unable to handle",
+    "possible recursive locking",
+    "circular locking",
+    "scheduling while atomic",
+    "soft lockup",
+    "hung task",
+    "rcu_preempt detected stalls",
+    "UBSAN",
+    "KASAN",
+    "Bad page state",
+];
+
+/// The text of a record of the log, if it is an alarm.
+fn alarm(record: &str) -> Option<String> {
+    let (_, text) = record.split_once(';')?;
+    let line = text.lines().next()?;
+    ALARMS.iter().any(|alarm| line.contains(alarm)).then(|| line.to_owned())
+}
+
+trait Nonblocking {
+    fn custom_nonblocking(&mut self) -> &mut Self;
+}
+
+impl Nonblocking for fs::OpenOptions {
+    fn custom_nonblocking(&mut self) -> &mut Self {
+        use std::os::unix::fs::OpenOptionsExt;
+        self.custom_flags(OFlags::NONBLOCK.bits() as i32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_are_read() {
+        let text = "# event histogram\n#\n# trigger info: hist:keys=exit_reason:...\n#\n\n\
+                    { exit_reason:        114 } hitcount:        552\n\
+                    { exit_reason:       1024 } hitcount:          3\n\n\
+                    Totals:\n    Hits: 555\n    Entries: 2\n    Dropped: 0\n";
+        assert_eq!(parse_histogram(text).unwrap(), BTreeMap::from([(114, 552), (1024, 3)]));
+        assert!(parse_histogram(&text.replace("Dropped: 0", "Dropped: 7")).is_err());
+        assert!(parse_histogram(&text.replace("hitcount:          3", "hitcount: many")).is_err());
+    }
+
+    #[test]
+    fn alarms_are_told_from_other_lines() {
+        assert_eq!(alarm("4,1,2,-;WARNING: CPU: 0 PID: 1\n SUBSYSTEM=x").as_deref(), Some("WARNING: CPU: 0 PID: 1"));
+        assert_eq!(alarm("6,1,2,-;exitscope: loading out-of-tree module taints kernel."), None);
+    }
+}

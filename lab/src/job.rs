@@ -1,0 +1,227 @@
+//! What the emulated machine is told to do, and what it answers: the border between the lab and its agent.
+
+use std::collections::BTreeMap;
+
+use exitscope_host::model::{Tick, Vm};
+use serde::{Deserialize, Serialize};
+
+/// Where the agent finds its job, in the emulated machine and in its guests.
+pub const JOB: &str = "/job.json";
+/// Where the emulated machine keeps its guests' kernel.
+pub const GUEST_KERNEL: &str = "/guest/kernel";
+/// Where the emulated machine keeps its guests' initramfs, without a job.
+pub const GUEST_INITRD: &str = "/guest/initrd";
+/// Where the emulated machine keeps our kernel module.
+pub const EXITSCOPE: &str = "/exitscope.ko";
+/// What a guest's line of results begins with on its console.
+pub const GUEST_MARK: &str = "@exitscope ";
+
+/// A job, for either of the two roles of an agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "snake_case")]
+pub enum Job {
+    /// The machine that runs KVM.
+    Host {
+        /// Kernel modules to load first, in this order.
+        modules: Vec<Insert>,
+        /// What to do then.
+        steps: Vec<Step>,
+    },
+    /// A Linux guest.
+    Guest {
+        /// Programs to run, one after the other, each with its arguments.
+        commands: Vec<Vec<String>>,
+    },
+}
+
+/// A kernel module to load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Insert {
+    /// Its file.
+    pub path: String,
+    /// Its parameters.
+    pub parameters: String,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Step {
+    /// Load a kernel module.
+    Insert(Insert),
+    /// Unload a kernel module.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Set one of our module's parameters.
+    Set {
+        /// `expose` or `layout`.
+        parameter: String,
+        /// Its value.
+        value: String,
+    },
+    /// Let the kernel itself count exits from now on, with a histogram trigger on the event `kvm_exit`.
+    Witness,
+    /// Tell what the witness has counted: [`Event::Witness`].
+    Testify {
+        /// Names the answer.
+        label: String,
+    },
+    /// Tell everything that our module has counted: [`Event::Snapshot`].
+    Snapshot {
+        /// Names the answer.
+        label: String,
+    },
+    /// Run guests, all at once, to their end: an [`Event::Guest`] each.
+    Guests {
+        /// The guests.
+        guests: Vec<Guest>,
+        /// Tell an [`Event::Timeline`] of this resolution in ms.
+        sample_ms: Option<u64>,
+        /// What to do while they run, once each has had some time.
+        meanwhile: Vec<Step>,
+    },
+    /// Run a program: [`Event::Output`].
+    Run {
+        /// Names the answer.
+        label: String,
+        /// The program and its arguments.
+        command: Vec<String>,
+    },
+    /// Do this step, which must fail: [`Event::Refused`].
+    Refused {
+        /// Names the answer.
+        label: String,
+        /// What must fail.
+        step: Box<Step>,
+    },
+    /// Do these steps several times.
+    Repeat {
+        /// How often.
+        times: u32,
+        /// What.
+        steps: Vec<Step>,
+    },
+}
+
+/// A guest to run under the micro-VMM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Guest {
+    /// Names its results.
+    pub name: String,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// What it does.
+    pub payload: Payload,
+}
+
+/// What a guest does.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Payload {
+    /// A flat workload: so many exits of one kind on each vCPU, and no operating system.
+    Flat {
+        /// Name of the workload.
+        workload: String,
+        /// Exits of its kind.
+        iterations: u64,
+        /// Exits per timed batch; 0 for no timing.
+        batch: u64,
+    },
+    /// Linux, running these commands.
+    Linux {
+        /// Programs with their arguments.
+        commands: Vec<Vec<String>>,
+    },
+}
+
+/// What the agent tells, a line of JSON each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// What it is doing, for the person who waits.
+    Phase {
+        /// In words.
+        text: String,
+    },
+    /// What our module has counted.
+    Snapshot {
+        /// From [`Step::Snapshot`].
+        label: String,
+        /// `vmx` or `svm`; empty before the first exit.
+        isa: String,
+        /// Frequency of the time stamp counter in kHz.
+        tsc_khz: u32,
+        /// Every VM.
+        vms: Vec<Vm>,
+        /// Exits that found no room.
+        unaccounted: u64,
+        /// Whether memory was short.
+        overflowed: bool,
+    },
+    /// What the kernel's own histogram has counted: exits per reason.
+    Witness {
+        /// From [`Step::Testify`].
+        label: String,
+        /// Exits by exit reason.
+        exits: BTreeMap<u64, u64>,
+    },
+    /// How exits came while guests ran.
+    Timeline {
+        /// Samples.
+        ticks: Vec<Tick>,
+    },
+    /// How a guest ended.
+    Guest {
+        /// From [`Guest::name`].
+        name: String,
+        /// Its VMM's process.
+        pid: u32,
+        /// Whether it was still running when the steps of `meanwhile` were done.
+        outlasted: bool,
+        /// What each vCPU of a flat guest reported.
+        reports: Vec<Vec<u64>>,
+        /// What each command of a Linux guest gave.
+        outputs: Vec<Output>,
+    },
+    /// What a program gave.
+    Output {
+        /// From [`Step::Run`].
+        label: String,
+        /// The result.
+        output: Output,
+    },
+    /// A step failed, as it was to.
+    Refused {
+        /// From [`Step::Refused`].
+        label: String,
+        /// Why it failed.
+        message: String,
+    },
+    /// A step failed; the machine powers off.
+    Failed {
+        /// Why.
+        message: String,
+    },
+    /// Everything is done.
+    Done {
+        /// Release of the machine's kernel.
+        kernel: String,
+        /// Lines of the kernel's log that no healthy run has.
+        alarms: Vec<String>,
+    },
+}
+
+/// What a program gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Its exit status; `None` when it could not run or died.
+    pub status: Option<i32>,
+    /// What it wrote.
+    pub stdout: String,
+    /// What it complained.
+    pub stderr: String,
+}

@@ -1,0 +1,188 @@
+//! Says on stderr what is being done and how long each part took, live on a terminal and in plain lines elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often a live line is drawn anew.
+const TICK: Duration = Duration::from_millis(100);
+/// Columns of a terminal that does not say how many it has.
+const USUAL_COLUMNS: usize = 80;
+
+/// Shows the phases of a run. Writes to stderr only, since stdout is for results.
+#[derive(Debug)]
+pub struct Progress {
+    style: Style,
+    started: Instant,
+    current: Option<Phase>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// One line that is drawn over and over, until its phase ends.
+    Live,
+    /// A line at the end of each phase.
+    Plain,
+    /// Nothing.
+    Silent,
+}
+
+#[derive(Debug)]
+struct Phase {
+    name: String,
+    started: Instant,
+    live: Option<Live>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Progress {
+    /// Live when stderr is a terminal and neither `NO_COLOR` is set nor `TERM` is `dumb`; else plain.
+    pub fn new() -> Self {
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let live = io::stderr().is_terminal() && !set("NO_COLOR") && !dumb;
+        Self::with(if live { Style::Live } else { Style::Plain })
+    }
+
+    /// One that shows nothing.
+    pub fn silent() -> Self {
+        Self::with(Style::Silent)
+    }
+
+    fn with(style: Style) -> Self {
+        Self { style, started: Instant::now(), current: None }
+    }
+
+    /// Ends the phase before, and begins this one: `boots Linux 6.12.117 under QEMU`.
+    pub fn phase(&mut self, name: impl Into<String>) {
+        self.end_phase(None);
+        let name = name.into();
+        let started = Instant::now();
+        let live = (self.style == Style::Live).then(|| Live::start(name.clone(), started));
+        self.current = Some(Phase { name, started, live });
+    }
+
+    /// Says something by the way.
+    pub fn note(&mut self, text: &str) {
+        let Some(phase) = self.current.as_mut().filter(|phase| phase.live.is_some()) else {
+            return self.print(&format!("          {text}"));
+        };
+        phase.live = None;
+        let (name, started) = (phase.name.clone(), phase.started);
+        self.print(&format!("          {text}"));
+        if let Some(phase) = &mut self.current {
+            phase.live = Some(Live::start(name, started));
+        }
+    }
+
+    /// Ends the last phase, and says how long all took.
+    pub fn done(mut self) {
+        self.end_phase(None);
+        self.print(&line(self.started.elapsed(), "in all"));
+    }
+
+    fn end_phase(&mut self, remark: Option<&str>) {
+        if let Some(Phase { name, started, live }) = self.current.take() {
+            let elapsed = started.elapsed();
+            drop(live);
+            let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
+            self.print(&line(elapsed, &format!("{name}{remark}")));
+        }
+    }
+
+    fn print(&self, line: &str) {
+        if self.style != Style::Silent {
+            // Whoever closed stderr does not want to know.
+            let _ = writeln!(io::stderr(), "{line}");
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// A phase that is under way here has failed.
+    fn drop(&mut self) {
+        self.end_phase(Some("not finished"));
+    }
+}
+
+fn line(elapsed: Duration, text: &str) -> String {
+    format!("{:7.1} s {text}", elapsed.as_secs_f64())
+}
+
+/// A line that is drawn anew by a thread of its own, and wiped when this is dropped.
+#[derive(Debug)]
+struct Live {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Live {
+    fn start(name: String, started: Instant) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            loop {
+                draw(&line(started.elapsed(), &format!("{name} …")));
+                if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                    break draw("");
+                }
+            }
+        });
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Puts `text` in the place of the terminal's current line.
+fn draw(text: &str) {
+    let mut stderr = io::stderr().lock();
+    let columns = rustix::termios::tcgetwinsize(&stderr).map_or(0, |size| usize::from(size.ws_col));
+    let columns = if columns == 0 { USUAL_COLUMNS } else { columns };
+    let text: String = text.chars().take(columns - 1).collect();
+    let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_its_time_first() {
+        assert_eq!(line(Duration::from_millis(12_345), "boots"), "   12.3 s boots");
+    }
+
+    #[test]
+    fn tests_have_no_terminal_so_lines_are_plain() {
+        let mut progress = Progress::new();
+        if io::stderr().is_terminal() {
+            println!("skipped: stderr is a terminal");
+            return;
+        }
+        assert_eq!(progress.style, Style::Plain);
+        progress.phase("one");
+        progress.note("by the way");
+        progress.phase("two");
+        progress.done();
+    }
+
+    #[test]
+    fn a_live_line_ends_when_its_phase_does() {
+        let mut progress = Progress::with(Style::Silent);
+        progress.current = Some(Phase { name: "one".into(), started: Instant::now(), live: None });
+        progress.phase("two");
+        assert_eq!(progress.current.as_ref().map(|phase| phase.name.as_str()), Some("two"));
+    }
+}

@@ -1,0 +1,184 @@
+//! One emulated machine, from what it is made of to the events that it told.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::cache::Cache;
+use crate::emulator::Machine;
+use crate::error::Error;
+use crate::image::{Image, MODULES};
+use crate::job::{EXITSCOPE, Event, GUEST_INITRD, GUEST_KERNEL, Insert, JOB, Job, Step};
+use crate::kernel::{self, Kernel, Series};
+use crate::modules::{self, Module};
+use crate::progress::Progress;
+use crate::tool::{self, MAKE};
+use crate::vmlinux;
+
+/// Modules that KVM on an AMD CPU needs, with what they depend on.
+const KVM_MODULES: &[&str] = &["kvm_amd"];
+
+/// Whether KVM uses the CPU's second level of page tables for its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paging {
+    /// Nested page tables (NPT).
+    Nested,
+    /// Shadow page tables.
+    Shadow,
+}
+
+impl Paging {
+    /// The name in options and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nested => "nested",
+            Self::Shadow => "shadow",
+        }
+    }
+}
+
+/// Everything that emulated machines of one kernel are made of.
+#[derive(Debug)]
+pub struct Lab {
+    kernel: Kernel,
+    boot_image: PathBuf,
+    modules: Vec<Module>,
+    exitscope: PathBuf,
+    program: PathBuf,
+    out: PathBuf,
+}
+
+/// How a machine of the [`Lab`] shall be.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// How KVM pages its guests.
+    pub paging: Paging,
+    /// Whether its clock counts instructions; it has one CPU then.
+    pub icount: bool,
+    /// How long it may run.
+    pub deadline: Duration,
+    /// Names its console's log.
+    pub name: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let deadline = Duration::from_secs(180);
+        Self { paging: Paging::Nested, icount: false, deadline, name: "console".into() }
+    }
+}
+
+impl Lab {
+    /// Finds or makes all parts. `program` is the `exitscope` command itself, a static binary; logs go to `out`.
+    pub fn prepare(series: Series, program: &Path, out: &Path, progress: &mut Progress) -> Result<Self, Error> {
+        fs::create_dir_all(out).map_err(Error::io("make", out))?;
+        let cache = Cache::open()?;
+        progress.phase(format!("finds a stock Linux {}", series.name()));
+        let kernel = kernel::resolve(series, &cache)?;
+        progress.phase(format!("prepares Linux {}", kernel.release));
+        let boot_image = vmlinux::boot_image(&kernel, &cache)?;
+        let modules = modules::collect(&kernel, KVM_MODULES, &cache)?;
+        progress.phase("builds the kernel module");
+        let exitscope = build_module(&kernel)?;
+        Ok(Self { kernel, boot_image, modules, exitscope, program: program.into(), out: out.into() })
+    }
+
+    /// Release of the machines' kernel.
+    pub fn release(&self) -> &str {
+        &self.kernel.release
+    }
+
+    /// Boots a machine, does the steps, and gives back what it told. Our module is not loaded unless a step
+    /// does it. A step that fails and an alarm in the kernel's log are errors.
+    pub fn run(&self, setup: &Setup, steps: Vec<Step>, progress: &mut Progress) -> Result<Vec<Event>, Error> {
+        progress.phase("packs the emulated machine");
+        let initrd = tempfile::Builder::new()
+            .prefix("initrd")
+            .tempfile_in(&self.out)
+            .map_err(Error::io("make a file in", &self.out))?;
+        self.image(setup, steps)?.write_to(initrd.path())?;
+        let log = self.out.join(format!("{}.log", setup.name));
+        let mut machine = Machine::new(&self.boot_image, initrd.path(), &log);
+        machine.deadline = setup.deadline;
+        machine.icount = setup.icount;
+        if setup.icount {
+            machine.cpus = 1;
+        }
+        progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
+        let mut running = machine.start()?;
+        let mut events = Vec::new();
+        while let Some(line) = running.next_line()? {
+            let unreadable = |_| Error::StepFailed { message: format!("cannot read `{line}`"), log: log.clone() };
+            match serde_json::from_str(&line).map_err(unreadable)? {
+                Event::Phase { text } => {
+                    running.phase(text.as_str());
+                    progress.phase(text);
+                }
+                Event::Failed { message } => return Err(Error::StepFailed { message, log }),
+                Event::Done { alarms, .. } if !alarms.is_empty() => {
+                    return Err(Error::Alarms { lines: alarms, log });
+                }
+                Event::Done { .. } => {
+                    // All is told; what the machine does to power off is of no interest.
+                    return Ok(events);
+                }
+                event => events.push(event),
+            }
+        }
+        Err(running.unfinished())
+    }
+
+    fn image(&self, setup: &Setup, steps: Vec<Step>) -> Result<Image, Error> {
+        let mut guest = Image::new();
+        guest.file("/init", &self.program, 0o755)?.cpuid_tool()?;
+        let mut guest_initrd = Vec::new();
+        guest.write(&mut guest_initrd)?;
+
+        let parameters = |name: &str| match (name, setup.paging) {
+            ("kvm_amd", Paging::Shadow) => "npt=0",
+            _ => "",
+        };
+        let inserts = self.modules.iter().map(|module| Insert {
+            path: format!("{MODULES}/{}.ko", module.name),
+            parameters: parameters(&module.name).into(),
+        });
+        let job = Job::Host { modules: inserts.collect(), steps };
+        let job = serde_json::to_vec(&job).map_err(|error| Error::StepFailed {
+            message: format!("cannot write the job: {error}"),
+            log: PathBuf::new(),
+        })?;
+        let mut image = Image::new();
+        image
+            .file("/init", &self.program, 0o755)?
+            .modules(&self.modules)?
+            .file(EXITSCOPE, &self.exitscope, 0o644)?
+            .file(GUEST_KERNEL, &self.boot_image, 0o644)?
+            .bytes(GUEST_INITRD, guest_initrd, 0o644)?
+            .bytes(JOB, job, 0o644)?;
+        Ok(image)
+    }
+}
+
+/// Builds the kernel module if its sources are newer, and gives back its file.
+fn build_module(kernel: &Kernel) -> Result<PathBuf, Error> {
+    let sources = sources()?;
+    let out = sources.join("target/module").join(&kernel.release);
+    let mut command = Command::new(MAKE.find()?);
+    command.arg("-C").arg(sources.join("kernel/module"));
+    command.arg(format!("KDIR={}", kernel.build.display())).arg(format!("OUT={}", out.display()));
+    // A make above us would hand down its flags and variables.
+    command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
+    tool::output(&mut command)?;
+    Ok(out.join("exitscope.ko"))
+}
+
+/// The directory of this project's sources: here or above, or where this program was built.
+fn sources() -> Result<PathBuf, Error> {
+    let here = env::current_dir().map_err(Error::io("find", Path::new("the current directory")))?;
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned);
+    let mut candidates = here.ancestors().map(Path::to_owned).chain(built);
+    let found = candidates.find(|directory| directory.join("kernel/module/Kbuild").is_file());
+    found.ok_or(Error::NoSources { path: here })
+}

@@ -1,0 +1,199 @@
+//! Starts a thread for each vCPU, waits for the guest's end or the time limit, and leaves no thread behind.
+
+use crate::devices::Devices;
+use crate::error::Error;
+use crate::gate::Gate;
+use crate::vcpu::{End, Vcpu};
+use crate::vm::Mode;
+use crate::{Outcome, VcpuOutcome};
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// How long a thread has to notice a kick before it is kicked again.
+const KICK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A vCPU whose thread has ended.
+#[derive(Debug)]
+struct Ended {
+    id: u32,
+    end: End,
+    user_exits: u64,
+}
+
+/// The threads of a VM.
+struct Crew {
+    mode: Mode,
+    gate: Arc<Gate>,
+    /// Those that have not been joined yet, by vCPU.
+    threads: Vec<Option<JoinHandle<Ended>>>,
+    /// The index of each vCPU whose thread is about to end.
+    leaving: Receiver<u32>,
+    /// In the order in which they ended.
+    ended: Vec<Ended>,
+}
+
+/// Runs the vCPUs to the guest's end, or for as long as `timeout` allows.
+pub fn run(
+    vcpus: Vec<Vcpu>,
+    devices: Devices,
+    mode: Mode,
+    timeout: Option<Duration>,
+) -> Result<Outcome, Error> {
+    make_kicks_harmless()?;
+    let devices = Arc::new(devices);
+    let started = Instant::now();
+    let mut crew = Crew::start(vcpus, &devices, mode)?;
+    crew.wait(timeout.and_then(|timeout| started.checked_add(timeout)));
+    let elapsed = started.elapsed();
+    crew.dismiss();
+    judge(crew.ended, mode, timeout.unwrap_or(elapsed), elapsed, &devices)
+}
+
+impl Crew {
+    /// Starts a thread for each vCPU. If one cannot be started, those that were are stopped again.
+    fn start(vcpus: Vec<Vcpu>, devices: &Arc<Devices>, mode: Mode) -> Result<Self, Error> {
+        let gate = Arc::new(Gate::new(vcpus.len() as u32, mode == Mode::Flat));
+        let (sender, leaving) = channel();
+        let mut crew = Self { mode, gate, threads: Vec::new(), leaving, ended: Vec::new() };
+        for vcpu in vcpus {
+            match spawn(vcpu, Arc::clone(devices), Arc::clone(&crew.gate), sender.clone()) {
+                Ok(thread) => crew.threads.push(Some(thread)),
+                Err(source) => {
+                    crew.dismiss();
+                    return Err(Error::System { what: "start a thread for a vCPU", source });
+                }
+            }
+        }
+        Ok(crew)
+    }
+
+    /// Waits until the guest has ended, or until the deadline.
+    fn wait(&mut self, deadline: Option<Instant>) {
+        while self.ended.len() < self.threads.len() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let leaver = match left {
+                Some(left) => self.leaving.recv_timeout(left).ok(),
+                None => self.leaving.recv().ok(),
+            };
+            let Some(id) = leaver else { return };
+            self.join(id as usize);
+            if self.ended.last().is_some_and(|last| ends_the_guest(&last.end, self.mode)) {
+                return;
+            }
+        }
+    }
+
+    /// Gets every thread out of KVM_RUN, and joins it.
+    fn dismiss(&mut self) {
+        self.gate.stop();
+        for index in 0..self.threads.len() {
+            // A signal that arrives after the thread has looked at the gate and before it is in KVM_RUN is lost:
+            // hence again and again. Failing to send one means that the thread is no more.
+            while let Some(thread) = self.threads[index].as_ref().filter(|thread| !thread.is_finished()) {
+                let _ = thread.kill(SIGRTMIN());
+                sleep(KICK_INTERVAL);
+            }
+            self.join(index);
+        }
+    }
+
+    /// Takes in a thread that has ended or is about to; a panic of its becomes ours.
+    fn join(&mut self, index: usize) {
+        if let Some(thread) = self.threads[index].take() {
+            match thread.join() {
+                Ok(ended) => self.ended.push(ended),
+                Err(panic) => resume_unwind(panic),
+            }
+        }
+    }
+}
+
+/// Tells the others that a vCPU's thread is leaving, however it does so.
+struct Farewell {
+    id: u32,
+    gate: Arc<Gate>,
+    sender: Sender<u32>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.gate.leave(self.id);
+        // Nobody listens once the crew is being dismissed.
+        let _ = self.sender.send(self.id);
+    }
+}
+
+fn spawn(
+    mut vcpu: Vcpu,
+    devices: Arc<Devices>,
+    gate: Arc<Gate>,
+    sender: Sender<u32>,
+) -> io::Result<JoinHandle<Ended>> {
+    let id = vcpu.id();
+    Builder::new().name(format!("vcpu{id}")).spawn(move || {
+        let farewell = Farewell { id, gate, sender };
+        let end = vcpu.run(&devices, &farewell.gate);
+        Ended { id, end, user_exits: vcpu.user_exits() }
+    })
+}
+
+/// Whether the guest has ended when one of its vCPUs ends like this.
+fn ends_the_guest(end: &End, mode: Mode) -> bool {
+    match end {
+        End::Died(..) => true,
+        End::Done(_) => mode == Mode::Linux,
+        End::Stopped(_) => false,
+    }
+}
+
+/// What became of the guest, from the ends of its vCPUs in their order.
+fn judge(
+    mut ended: Vec<Ended>,
+    mode: Mode,
+    timeout: Duration,
+    elapsed: Duration,
+    devices: &Devices,
+) -> Result<Outcome, Error> {
+    // What comes after the guest's end is only a consequence of being stopped.
+    let decisive = ended.iter().position(|ended| ends_the_guest(&ended.end, mode));
+    if let Some(index) = decisive
+        && let End::Died(..) = ended[index].end
+        && let Ended { id, end: End::Died(death, registers), .. } = ended.swap_remove(index)
+    {
+        return Err(Error::GuestDied { vcpu: id, death, registers: Box::new(registers) });
+    }
+    ended.sort_by_key(|ended| ended.id);
+    let all_done = ended.iter().all(|ended| matches!(ended.end, End::Done(_)));
+    if decisive.is_none() && !all_done {
+        let stopped = |ended: Ended| match ended.end {
+            End::Stopped(registers) => Some((ended.id, registers)),
+            End::Done(_) | End::Died(..) => None,
+        };
+        let registers = ended.into_iter().filter_map(stopped).collect();
+        return Err(Error::TimedOut { after: timeout, registers });
+    }
+    let statuses = ended.iter().filter_map(|ended| match ended.end {
+        End::Done(status) => Some(status),
+        End::Died(..) | End::Stopped(_) => None,
+    });
+    let status = statuses.clone().find(|status| *status != 0).unwrap_or(0);
+    let outcome = |ended: &Ended| VcpuOutcome {
+        id: ended.id,
+        reports: devices.take_reports(ended.id),
+        user_exits: ended.user_exits,
+    };
+    Ok(Outcome { status, vcpus: ended.iter().map(outcome).collect(), elapsed })
+}
+
+/// Gives the kick's signal a handler that does nothing, so that it interrupts a system call and no more.
+fn make_kicks_harmless() -> Result<(), Error> {
+    extern "C" fn nothing(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
+    register_signal_handler(SIGRTMIN(), nothing)
+        .map_err(|errno| Error::System { what: "handle a signal", source: errno.into() })
+}
