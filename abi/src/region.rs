@@ -22,7 +22,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"exitscop");
 /// Version of this layout; a reader refuses any other.
 pub const VERSION: u32 = 1;
 /// Number of histogram buckets in [`Counters`].
-pub const BUCKETS: usize = 56;
+pub const BUCKETS: usize = 57;
 /// [`Counters::code`] of exits that found no memory for a counter of their own.
 pub const CODE_OVERFLOW: u64 = 1 << 32;
 
@@ -129,10 +129,22 @@ pub struct Counters {
     pub min: AtomicU64,
     /// Most cycles of one exit.
     pub max: AtomicU64,
-    /// Exits without a known duration: KVM re-entered without an entry event, or the clock went backwards.
-    pub untimed: AtomicU64,
-    /// Bucket `i` counts exits of 2^i to 2^(i+1)-1 cycles; bucket 0 those of 0 cycles too.
+    /// Timed exits by their cycles, see [`bucket`]. Their sum falls short of `exits` by those whose duration is not
+    /// known: the exit that is open, those after which KVM re-entered the guest without an entry event, and those
+    /// over which the clock went backwards.
     pub histogram: [AtomicU64; BUCKETS],
+}
+
+/// The histogram's bucket of a duration in cycles: 0 up to 127 cycles, then `i` from 2^(i+6) to 2^(i+7)-1. Durations
+/// of 2^63 cycles and more do not exist.
+#[inline]
+pub const fn bucket(cycles: u64) -> usize {
+    (cycles >> 6 | 1).ilog2() as usize
+}
+
+/// The fewest cycles that a bucket counts.
+pub const fn bucket_low(bucket: usize) -> u64 {
+    if bucket == 0 { 0 } else { 1 << (bucket + 6) }
 }
 
 impl Default for Counters {
@@ -149,7 +161,6 @@ impl Default for Counters {
             cycles: AtomicU64::new(0),
             min: AtomicU64::new(u64::MAX),
             max: AtomicU64::new(0),
-            untimed: AtomicU64::new(0),
             histogram: [const { AtomicU64::new(0) }; BUCKETS],
         }
     }
@@ -163,5 +174,6 @@ const _: () = {
     assert!(offset_of!(VmCell, id) == 16 && offset_of!(VmCell, pid) == 24);
     assert!(offset_of!(VcpuCell, id) == 16);
     assert!(offset_of!(Counters, code) == 16 && offset_of!(Counters, exits) == 24);
-    assert!(offset_of!(Counters, histogram) == 64);
+    assert!(offset_of!(Counters, histogram) == 56);
+    assert!(bucket(i64::MAX as u64) == BUCKETS - 1 && bucket(127) == 0 && bucket(128) == 1);
 };

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_host::render;
+use exitscope_lab::bench;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::run::{self, GuestKind, Options};
@@ -20,6 +21,19 @@ use crate::{print, print_json};
 pub enum Command {
     /// Boot a guest on a stock kernel's KVM and report its exits
     Run(RunArgs),
+    /// Measure what watching costs, in instructions per exit
+    Bench(BenchArgs),
+}
+
+/// Options of `exitscope lab bench`.
+#[derive(clap::Args)]
+pub struct BenchArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    /// Where the console's log goes
+    #[arg(long, value_name = "DIR", default_value = "target/lab")]
+    out: PathBuf,
 }
 
 /// Options of `exitscope lab run`.
@@ -65,7 +79,24 @@ fn names<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> PossibleValues
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run_one(&args),
+        Command::Bench(args) => run_bench(&args),
     }
+}
+
+fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
+    let mut progress = Progress::new();
+    let lab = Lab::prepare(Series::V6_12, &program()?, &args.out, &mut progress)?;
+    let bench = bench::run(&lab, &mut progress)?;
+    progress.done();
+    if args.json {
+        return print_json(&bench);
+    }
+    let mut table = render::Table::new(&["WATCH", "WORKLOAD", "INSTRUCTIONS/EXIT", "ADDED"]);
+    for cost in &bench.bench {
+        let numbers = [cost.instructions_per_exit, cost.added].map(|number| format!("{number:.2}"));
+        table.row([cost.watch.clone(), cost.workload.clone()].into_iter().chain(numbers));
+    }
+    print(&format!("Instructions per exit, counted by the emulator (Linux {})\n\n{table}", lab.release()))
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {

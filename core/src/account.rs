@@ -4,7 +4,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use exitscope_abi::reason::{Isa, MAX_REASONS};
-use exitscope_abi::region::{BUCKETS, Counters};
+use exitscope_abi::region::{Counters, bucket};
 
 /// Codes outside the manuals' tables that a vCPU keeps apart; further ones share the overflow counters.
 pub const EXTRA_CODES: usize = 8;
@@ -55,29 +55,35 @@ fn locate_extra<'a>(table: &impl Table<'a>, code: u32) -> Place<'a> {
 /// The clock of one vCPU: at most one exit is open, between its exit event and its entry event.
 #[derive(Debug, Default)]
 pub struct Timer<'a> {
-    open: Option<(&'a Counters, u64)>,
+    open: Option<Open<'a>>,
+}
+
+/// An exit whose entry has not come yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Open<'a> {
+    counters: &'a Counters,
+    since: u64,
 }
 
 impl<'a> Timer<'a> {
     /// The vCPU left the guest for a reason whose counters these are, at tick `now`.
+    ///
+    /// An exit that was still open stays without a duration: KVM has re-entered without an entry event.
     #[inline]
     pub fn exit(&mut self, counters: &'a Counters, now: u64) {
-        if let Some((reentered, _)) = self.open {
-            untimed(reentered);
-        }
         add(&counters.exits, 1);
-        self.open = Some((counters, now));
+        self.open = Some(Open { counters, since: now });
     }
 
-    /// The vCPU goes back into the guest at tick `now`. Nothing happens when no exit is open: the first event
-    /// of a vCPU may be an entry.
+    /// The vCPU goes back into the guest at tick `now`. False when no exit is open: the first event of a vCPU may
+    /// be an entry. Where the clock went backwards, the exit stays without a duration.
     #[inline]
-    pub fn entry(&mut self, now: u64) {
-        let Some((counters, since)) = self.open else { return };
+    pub fn entry(&mut self, now: u64) -> bool {
+        let Some(Open { counters, since }) = self.open else { return false };
         self.open = None;
         let cycles = now.wrapping_sub(since);
-        if cycles >> BUCKETS != 0 {
-            return untimed(counters);
+        if (cycles as i64) < 0 {
+            return true;
         }
         add(&counters.cycles, cycles);
         if cycles < counters.min.load(Relaxed) {
@@ -86,16 +92,20 @@ impl<'a> Timer<'a> {
         if cycles > counters.max.load(Relaxed) {
             counters.max.store(cycles, Relaxed);
         }
-        if let Some(bucket) = counters.histogram.get((cycles | 1).ilog2() as usize) {
-            add(bucket, 1);
+        if let Some(count) = counters.histogram.get(bucket(cycles)) {
+            add(count, 1);
         }
+        true
     }
 
-    /// The vCPU is gone: an exit that is still open will never be timed.
-    pub fn close(&mut self) {
-        if let Some((counters, _)) = self.open.take() {
-            untimed(counters);
-        }
+    /// Takes the open exit away, so that the next [`Timer::entry`] says that there is none.
+    pub fn suspend(&mut self) -> Option<Open<'a>> {
+        self.open.take()
+    }
+
+    /// Puts a suspended exit back.
+    pub fn resume(&mut self, open: Open<'a>) {
+        self.open = Some(open);
     }
 }
 
@@ -103,19 +113,11 @@ impl<'a> Timer<'a> {
 pub fn absorb(into: &Counters, from: &Counters) {
     add(&into.exits, from.exits.load(Relaxed));
     add(&into.cycles, from.cycles.load(Relaxed));
-    add(&into.untimed, from.untimed.load(Relaxed));
     into.min.store(into.min.load(Relaxed).min(from.min.load(Relaxed)), Relaxed);
     into.max.store(into.max.load(Relaxed).max(from.max.load(Relaxed)), Relaxed);
     for (into, from) in into.histogram.iter().zip(&from.histogram) {
         add(into, from.load(Relaxed));
     }
-}
-
-/// An exit without a duration: KVM re-entered the guest without an entry event, the vCPU was destroyed outside
-/// the guest, or the clock went backwards.
-#[cold]
-fn untimed(counters: &Counters) {
-    add(&counters.untimed, 1);
 }
 
 /// One writer only, so no locked instruction; readers see the old or the new value.
@@ -130,6 +132,7 @@ mod tests {
     use std::boxed::Box;
     use std::vec::Vec;
 
+    use exitscope_abi::region::bucket_low;
     use proptest::prelude::*;
 
     use super::*;
@@ -201,39 +204,46 @@ mod tests {
             svm: bool,
         ) {
             let mut vcpu = Vcpu::new(if svm { Isa::Svm } else { Isa::Vmx });
-            let mut exits = 0;
+            let (mut exits, mut timed) = (0, 0);
+            let mut open = None;
             for event in events {
                 match event {
                     Event::Exit { code, now } => {
                         vcpu.exit(code, now);
                         exits += 1;
+                        open = Some(now);
                     }
-                    Event::Entry { now } => vcpu.timer.entry(now),
+                    Event::Entry { now } => {
+                        prop_assert_eq!(vcpu.timer.entry(now), open.is_some());
+                        timed += u64::from(open.take().is_some_and(|since| now.wrapping_sub(since) >> 63 == 0));
+                    }
                 }
             }
-            vcpu.timer.close();
 
             let mut sum = Sum::default();
+            let mut in_histograms = 0;
             for counters in vcpu.counters() {
                 sum.add(counters);
-                let timed: u64 = counters.histogram.iter().map(|bucket| bucket.load(Relaxed)).sum();
-                prop_assert_eq!(counters.exits.load(Relaxed), timed + counters.untimed.load(Relaxed));
+                let here: u64 = counters.histogram.iter().map(|count| count.load(Relaxed)).sum();
+                prop_assert!(here <= counters.exits.load(Relaxed));
                 let (min, max) = (counters.min.load(Relaxed), counters.max.load(Relaxed));
-                prop_assert!(if timed == 0 { (min, max) == (u64::MAX, 0) } else { min <= max });
+                let ordered = if here == 0 { (min, max) == (u64::MAX, 0) } else { min <= max };
+                prop_assert!(ordered, "min {min}, max {max} of {here}");
+                in_histograms += here;
             }
-            prop_assert_eq!(sum.figures().exits, exits);
+            prop_assert_eq!((sum.figures().exits, in_histograms), (exits, timed));
         }
 
         #[test]
-        fn an_exit_and_its_entry_give_its_cycles(start: u64, cycles in 0..1_u64 << BUCKETS) {
+        fn an_exit_and_its_entry_give_its_cycles(start: u64, cycles in 0..1_u64 << 63) {
             let mut vcpu = Vcpu::new(Isa::Vmx);
             vcpu.exit(10, start);
             vcpu.timer.entry(start.wrapping_add(cycles));
             let counters = vcpu.table.get(Isa::Vmx.dense(10).unwrap()).unwrap();
             let sees = |counter: &AtomicU64| counter.load(Relaxed);
             prop_assert_eq!([&counters.cycles, &counters.min, &counters.max].map(sees), [cycles; 3]);
-            let bucket = counters.histogram.iter().position(|bucket| sees(bucket) == 1).unwrap();
-            prop_assert!(cycles.max(1) >> bucket == 1);
+            let found = counters.histogram.iter().position(|count| sees(count) == 1).unwrap();
+            prop_assert!(bucket_low(found) <= cycles && cycles < bucket_low(found + 1));
         }
     }
 
@@ -243,8 +253,8 @@ mod tests {
         vcpu.exit(0x72, 1_000);
         vcpu.timer.entry(999);
         let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
-        assert_eq!(counters.untimed.load(Relaxed), 1);
-        assert_eq!(counters.cycles.load(Relaxed), 0);
+        assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 0));
+        assert!(counters.histogram.iter().all(|count| count.load(Relaxed) == 0));
     }
 
     #[test]
@@ -256,6 +266,18 @@ mod tests {
         vcpu.timer.entry(1_000);
         let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
         assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 5));
+    }
+
+    #[test]
+    fn a_suspended_exit_is_timed_when_it_is_back() {
+        let mut vcpu = Vcpu::new(Isa::Svm);
+        vcpu.exit(0x72, 10);
+        let open = vcpu.timer.suspend().unwrap();
+        assert!(!vcpu.timer.entry(20));
+        vcpu.timer.resume(open);
+        assert!(vcpu.timer.entry(30));
+        let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
+        assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 20));
     }
 
     #[test]

@@ -24,6 +24,6 @@ mod account;
 mod answer;
 mod sum;
 
-pub use account::{EXTRA_CODES, Place, SLOTS, Table, Timer, absorb, locate};
+pub use account::{EXTRA_CODES, Open, Place, SLOTS, Table, Timer, absorb, locate};
 pub use answer::{Figured, Setting, answer};
 pub use sum::Sum;

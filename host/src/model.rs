@@ -82,7 +82,7 @@ pub struct Reason {
     pub min: u64,
     /// Most cycles of one exit.
     pub max: u64,
-    /// Exits whose duration is not known.
+    /// Exits whose duration is not known (yet): the open one, re-entries that KVM did not announce.
     #[serde(default)]
     pub untimed: u64,
     /// Pairs of a bucket's lowest number of cycles and the number of exits in it; empty buckets are left out.

@@ -9,7 +9,8 @@ use std::sync::atomic::fence;
 
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
-    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, VERSION, VcpuCell, VmCell, flags, kind, state,
+    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, VERSION, VcpuCell, VmCell, bucket_low, flags, kind,
+    state,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -196,18 +197,18 @@ impl Small for VcpuCell {}
 fn reason(counters: &Counters, isa: Isa) -> Reason {
     let code = counters.code.load(Relaxed);
     let min = counters.min.load(Relaxed);
-    let buckets = counters.histogram.iter().map(|bucket| bucket.load(Relaxed)).enumerate();
+    let buckets = counters.histogram.iter().enumerate().map(|(i, count)| (bucket_low(i), count.load(Relaxed)));
+    let histogram: Vec<(u64, u64)> = buckets.filter(|&(_, count)| count > 0).collect();
+    // Read after the histogram, so that it never falls short of it.
+    let exits = counters.exits.load(Acquire);
     Reason {
         code,
         name: model::name(isa, code),
-        exits: counters.exits.load(Relaxed),
+        exits,
         cycles: counters.cycles.load(Relaxed),
         min: if min == u64::MAX { 0 } else { min },
         max: counters.max.load(Relaxed),
-        untimed: counters.untimed.load(Relaxed),
-        histogram: buckets
-            .filter(|&(_, count)| count > 0)
-            .map(|(bucket, count)| (if bucket == 0 { 0 } else { 1 << bucket }, count))
-            .collect(),
+        untimed: exits.saturating_sub(histogram.iter().map(|&(_, count)| count).sum()),
+        histogram,
     }
 }

@@ -9,6 +9,7 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/percpu.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
@@ -21,11 +22,27 @@
 #error "exitscope's probes carry no CFI type hashes: this kernel (CONFIG_CFI_CLANG) is not supported"
 #endif
 
-/* KVM's struct vcpu_svm begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
-const unsigned long exitscope_vmcb_pointer = ALIGN(sizeof(struct kvm_vcpu), sizeof(void *));
-const unsigned long exitscope_vmcb_exit_code = offsetof(struct vmcb, control.exit_code);
-const unsigned long exitscope_vcpu_regs = offsetof(struct kvm_vcpu, arch.regs);
+/* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
+#define OFFSET(name, value) \
+	asm(".globl " #name "\n.set " #name ", %c0" :: "i"(value))
+
+static void __used offsets(void)
+{
+	/* KVM's struct vcpu_svm begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
+	OFFSET(exitscope_vmcb_pointer, ALIGN(sizeof(struct kvm_vcpu), sizeof(void *)));
+	OFFSET(exitscope_vcpu_regs, offsetof(struct kvm_vcpu, arch.regs));
+}
 static_assert(offsetof(struct vmcb, control.exit_code) == 0x70);
+
+DEFINE_PER_CPU(const void *, exitscope_current);
+
+void exitscope_set_current(const void *slot)
+{
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		per_cpu(exitscope_current, cpu) = slot;
+}
 
 static DEFINE_RAW_SPINLOCK(lock);
 
@@ -197,10 +214,21 @@ static struct kprobe destroy_probe = {
 	.pre_handler = vcpu_destroyed,
 };
 
+static void *on_exit;
+
 static int __init exitscope_init(void)
 {
-	int err = exitscope_start();
+	int err;
 
+	if (boot_cpu_has(X86_FEATURE_SVM)) {
+		on_exit = exitscope_on_svm_exit;
+	} else if (boot_cpu_has(X86_FEATURE_VMX)) {
+		on_exit = exitscope_on_vmx_exit;
+	} else {
+		pr_err("this CPU has neither SVM nor VMX\n");
+		return -ENODEV;
+	}
+	err = exitscope_start();
 	if (err)
 		return err;
 	err = misc_register(&region_device);
@@ -214,7 +242,7 @@ static int __init exitscope_init(void)
 	err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
 	if (err)
 		goto probe;
-	err = tracepoint_probe_register(&__tracepoint_kvm_exit, exitscope_on_exit, NULL);
+	err = tracepoint_probe_register(&__tracepoint_kvm_exit, on_exit, NULL);
 	if (!err)
 		return 0;
 	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
@@ -232,7 +260,7 @@ stop:
 static void __exit exitscope_exit(void)
 {
 	misc_deregister(&region_device);
-	tracepoint_probe_unregister(&__tracepoint_kvm_exit, exitscope_on_exit, NULL);
+	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
 	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
 	tracepoint_synchronize_unregister();
 	unregister_kprobe(&destroy_probe);

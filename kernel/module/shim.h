@@ -4,12 +4,12 @@
 #define EXITSCOPE_SHIM_H
 
 #include <linux/kvm_host.h>
+#include <linux/percpu.h>
 #include <linux/types.h>
 
-extern const unsigned long exitscope_vmcb_pointer;
-extern const unsigned long exitscope_vmcb_exit_code;
-extern const unsigned long exitscope_vcpu_regs;
+DECLARE_PER_CPU(const void *, exitscope_current);
 
+void exitscope_set_current(const void *slot);
 unsigned long exitscope_lock(void);
 void exitscope_unlock(unsigned long flags);
 void *exitscope_page_alloc(void);
@@ -26,7 +26,8 @@ void exitscope_bug(void) __noreturn;
 
 int exitscope_start(void);
 void exitscope_stop(void);
-void exitscope_on_exit(void *data, struct kvm_vcpu *vcpu, u32 isa);
+void exitscope_on_svm_exit(void *data, struct kvm_vcpu *vcpu, u32 isa);
+void exitscope_on_vmx_exit(void *data, struct kvm_vcpu *vcpu, u32 isa);
 void exitscope_on_entry(void *data, struct kvm_vcpu *vcpu);
 void exitscope_vcpu_destroyed(struct kvm_vcpu *vcpu);
 void *exitscope_region_page(unsigned long number);

@@ -18,7 +18,13 @@ use crate::error::{Console, Error};
 use crate::tool::{self, QEMU, SETPRIV};
 
 /// A kernel command line that boots a stock kernel fast and ends the emulator when the kernel panics.
-pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+/// The self-tests of its ciphers, which nothing here uses, take a tenth of an emulated boot.
+pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1 cryptomgr.notests";
+
+/// QEMU's smallest machine, with the parts that a stock kernel finds everything through: PCI for the
+/// channel, ACPI to power off, the old timer to calibrate its clock. It boots in three quarters of the time
+/// that a whole PC takes.
+pub const BOARD: &str = "microvm,pcie=on,acpi=on,pit=on,pic=on,rtc=on";
 
 /// The machine's end of the channel, inside.
 pub const CHANNEL: &str = "/dev/vport0p1";
@@ -91,6 +97,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Number of CPUs.
     pub cpus: u32,
+    /// The board, as QEMU's `-machine` takes it.
+    pub board: String,
     /// The CPU model with its features, as QEMU's `-cpu` takes it.
     pub cpu: String,
     /// What runs its instructions.
@@ -119,6 +127,7 @@ impl Machine {
             command_line: COMMAND_LINE.into(),
             memory_mib: 1024,
             cpus: 2,
+            board: BOARD.into(),
             cpu: "max".into(),
             accelerator: Accelerator::Tcg,
             icount: false,
@@ -166,6 +175,7 @@ impl Machine {
         if self.icount {
             add("-icount", "shift=0,sleep=off".into());
         }
+        add("-machine", self.board.clone().into());
         add("-cpu", self.cpu.clone().into());
         add("-smp", self.cpus.to_string().into());
         add("-m", self.memory_mib.to_string().into());

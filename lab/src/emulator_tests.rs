@@ -125,7 +125,8 @@ fn arguments_follow_the_machine() {
         arguments.join(" ")
     };
     let usual = line(&machine);
-    assert!(usual.contains("-accel tcg,thread=multi -cpu max"), "{usual}");
+    assert!(usual.contains("-accel tcg,thread=multi -machine microvm"), "{usual}");
+    assert!(usual.contains("-cpu max -smp 2 -m 1024"), "{usual}");
     assert!(usual.contains("path=/tmp/a,,b/console"), "{usual}");
     assert!(usual.ends_with("-no-reboot -device edu"), "{usual}");
     machine.icount = true;

@@ -68,6 +68,11 @@ pub enum Step {
         /// Names the answer.
         label: String,
     },
+    /// Switch the kernel's own tracing of the events `kvm_exit` and `kvm_entry` on or off.
+    Ftrace {
+        /// On?
+        on: bool,
+    },
     /// Tell everything that our module has counted: [`Event::Snapshot`].
     Snapshot {
         /// Names the answer.

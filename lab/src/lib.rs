@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod agent;
+pub mod bench;
 pub mod cache;
 pub mod cpio;
 pub mod emulator;

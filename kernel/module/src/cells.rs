@@ -167,8 +167,7 @@ impl Pool {
 
 /// Zeroes all of a cell but its head.
 fn clear(cell: &Counters) {
-    let words: [&AtomicU64; 6] =
-        [&cell.code, &cell.exits, &cell.cycles, &cell.min, &cell.max, &cell.untimed];
+    let words: [&AtomicU64; 5] = [&cell.code, &cell.exits, &cell.cycles, &cell.min, &cell.max];
     for word in words.into_iter().chain(&cell.histogram) {
         word.store(0, Relaxed);
     }

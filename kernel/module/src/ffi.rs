@@ -8,13 +8,17 @@ pub const ENOMEM: c_int = 12;
 pub const EINVAL: c_int = 22;
 
 unsafe extern "C" {
-    /// Offset of the VMCB pointer in KVM's `struct vcpu_svm`, of which a vCPU pointer is the start.
-    pub static exitscope_vmcb_pointer: c_ulong;
-    /// Offset of the exit code in a VMCB (APM vol. 2 appendix B: 0x70).
-    pub static exitscope_vmcb_exit_code: c_ulong;
-    /// Offset of the guest's general registers (`vcpu->arch.regs`), 64 bits each in KVM's order.
-    pub static exitscope_vcpu_regs: c_ulong;
+    /// Not a variable: its *address* is the offset of the VMCB pointer in KVM's `struct vcpu_svm`, of which a vCPU
+    /// pointer is the start.
+    pub static exitscope_vmcb_pointer: c_void;
+    /// Not a variable: its address is the offset of the guest's general registers (`vcpu->arch.regs`), 64 bits each
+    /// in KVM's order.
+    pub static exitscope_vcpu_regs: c_void;
+    /// Per CPU: the slot of the vCPU that it entered last.
+    pub static exitscope_current: c_void;
 
+    /// Sets [`exitscope_current`] of every CPU.
+    pub fn exitscope_set_current(slot: *const c_void);
     /// Takes the module's one lock with interrupts off; returns what [`exitscope_unlock`] wants.
     pub fn exitscope_lock() -> c_ulong;
     /// Releases the lock.

@@ -7,10 +7,11 @@
 use core::arch::asm;
 use core::arch::x86_64::_rdtsc;
 use core::ffi::c_void;
+use core::ptr;
 
 use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
 use exitscope_abi::reason::Isa;
-use exitscope_core::{Setting, answer};
+use exitscope_core::{Open, Setting, Table, answer};
 
 use crate::registry::{OwnVm, Slot, WholeHost, enroll, find};
 use crate::{ffi, setting};
@@ -36,41 +37,67 @@ pub struct Asked {
     sub_leaf: u32,
     /// Where the instruction was.
     rip: u64,
+    /// The exit itself, kept from the vCPU's clock so that the next entry takes the slow path.
+    open: Option<Open<'static>>,
 }
 
-/// A vCPU has left the guest. `isa` is KVM's number: 1 for VMX, 2 for SVM.
+/// A vCPU has left the guest, on a CPU with SVM.
 ///
 /// # Safety
-/// For KVM's tracepoint only: `vcpu` is a `struct kvm_vcpu` that this CPU has just run; on VMX its VMCS is current.
+/// For KVM's tracepoint only: `vcpu` is the start of a `struct vcpu_svm` that this CPU has just run.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn exitscope_on_exit(_data: *mut c_void, vcpu: *mut c_void, isa: u32) {
+pub unsafe extern "C" fn exitscope_on_svm_exit(_data: *mut c_void, vcpu: *mut c_void, _isa: u32) {
     // SAFETY: as this function's.
-    unsafe {
-        if isa == Isa::Svm as u32 {
-            on_exit(vcpu, Isa::Svm, svm_exit_code(vcpu));
-        } else {
-            // Bits 31:16 of the field are flags (SDM vol. 3, "Basic VM-Exit Information").
-            on_exit(vcpu, Isa::Vmx, vmread(VMCS_EXIT_REASON) as u32 & 0xFFFF);
-        }
-    }
+    unsafe { on_exit(vcpu, Isa::Svm, svm_exit_code(vcpu)) };
 }
 
+/// A vCPU has left the guest, on a CPU with VMX.
+///
 /// # Safety
-/// As [`exitscope_on_exit`].
+/// For KVM's tracepoint only: `vcpu` is a `struct kvm_vcpu` that this CPU has just run; its VMCS is current.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn exitscope_on_vmx_exit(_data: *mut c_void, vcpu: *mut c_void, _isa: u32) {
+    // Bits 31:16 of the field are flags (SDM vol. 3, "Basic VM-Exit Information").
+    // SAFETY: as this function's.
+    unsafe { on_exit(vcpu, Isa::Vmx, vmread(VMCS_EXIT_REASON) as u32 & 0xFFFF) };
+}
+
+/// The exit path. Whatever is not the usual case is left to [`on_odd_exit`], in tail position, so that the usual
+/// case needs neither stack nor saved registers.
+///
+/// # Safety
+/// As the tracepoint's functions.
 #[inline(always)]
 unsafe fn on_exit(vcpu: *mut c_void, isa: Isa, code: u32) {
-    let Some(slot) = find(vcpu).or_else(|| enroll(vcpu, isa)) else { return };
-    let counters = slot.counters(isa, code);
-    if code == isa.cpuid() {
-        // SAFETY: the vCPU is alive, and this is the handler of its event.
-        unsafe {
-            if may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
-                ask(slot, vcpu, isa);
-            }
+    let slot = current();
+    let counters = isa.dense(code).and_then(|place| slot.get(place));
+    if let Some(counters) = counters.filter(|_| slot.is_of(vcpu)) {
+        // SAFETY: the vCPU is alive.
+        if code != isa.cpuid() || !may_be_ours(unsafe { gpr(vcpu, gpr::RAX).read() } as u32) {
+            // SAFETY: this is the handler of the vCPU's event. RDTSC is always there.
+            return unsafe { slot.timer().exit(counters, _rdtsc()) };
         }
     }
-    // SAFETY: this is the handler of the vCPU's event. RDTSC is always there.
-    unsafe { slot.timer().exit(counters, _rdtsc()) };
+    // SAFETY: as this function's.
+    unsafe { on_odd_exit(vcpu, isa, code) }
+}
+
+/// An exit that is its vCPU's first, its reason's first, one without an entry on this CPU, or one of our leaves.
+///
+/// # Safety
+/// As the tracepoint's functions.
+#[cold]
+#[inline(never)]
+unsafe fn on_odd_exit(vcpu: *mut c_void, isa: Isa, code: u32) {
+    let Some(slot) = find(vcpu).or_else(|| enroll(vcpu, isa)) else { return };
+    let counters = slot.counters(isa, code);
+    // SAFETY: this is the handler of the vCPU's event; the vCPU is alive.
+    unsafe {
+        slot.timer().exit(counters, _rdtsc());
+        if code == isa.cpuid() && may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
+            ask(slot, vcpu, isa);
+        }
+    }
 }
 
 /// A vCPU goes into the guest.
@@ -81,15 +108,58 @@ unsafe fn on_exit(vcpu: *mut c_void, isa: Isa, code: u32) {
 pub unsafe extern "C" fn exitscope_on_entry(_data: *mut c_void, vcpu: *mut c_void) {
     // SAFETY: RDTSC is always there.
     let now = unsafe { _rdtsc() };
+    let slot = current();
+    // SAFETY: the slot is the vCPU's, and this is the handler of its event.
+    if slot.is_of(vcpu) && unsafe { slot.timer().entry(now) } {
+        return;
+    }
+    // SAFETY: as this function's.
+    unsafe { on_odd_entry(vcpu, now) }
+}
+
+/// An entry on a CPU that ran another vCPU before, or of a vCPU whose clock has no open exit: the first one, or the
+/// one after a question.
+///
+/// # Safety
+/// As [`exitscope_on_entry`].
+#[cold]
+#[inline(never)]
+unsafe fn on_odd_entry(vcpu: *mut c_void, now: u64) {
     let Some(slot) = find(vcpu) else { return };
-    // SAFETY: this is the handler of the vCPU's event.
-    let asked = unsafe {
-        slot.timer().entry(now);
-        slot.asked()
-    };
-    if asked.is_some() {
-        // SAFETY: the vCPU is alive.
-        unsafe { give_answer(slot, vcpu, asked.take()) };
+    set_current(slot);
+    // SAFETY: the slot is the vCPU's, and this is the handler of its event; the vCPU is alive.
+    unsafe {
+        if let Some(asked) = slot.asked().take() {
+            if let Some(open) = asked.open {
+                slot.timer().resume(open);
+            }
+            slot.timer().entry(now);
+            give_answer(slot, vcpu, asked);
+        } else {
+            slot.timer().entry(now);
+        }
+    }
+}
+
+/// The slot of the vCPU that this CPU entered last; only a guess, to be checked with [`Slot::is_of`].
+#[inline(always)]
+fn current() -> &'static Slot {
+    let slot: *const Slot;
+    // SAFETY: the shim's per-CPU variable holds a slot from `start` to `stop`, and slots live until `stop`. A move
+    // to another CPU in between does no harm, as it is a guess.
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg) slot, sym ffi::exitscope_current,
+            options(nostack, preserves_flags, readonly));
+        &*slot
+    }
+}
+
+#[inline(always)]
+fn set_current(slot: &'static Slot) {
+    // SAFETY: a store to this CPU's variable.
+    unsafe {
+        asm!("mov gs:[{}], {}", sym ffi::exitscope_current, in(reg) ptr::from_ref(slot),
+            options(nostack, preserves_flags));
     }
 }
 
@@ -97,7 +167,6 @@ pub unsafe extern "C" fn exitscope_on_entry(_data: *mut c_void, vcpu: *mut c_voi
 ///
 /// # Safety
 /// `vcpu` is alive and this is the handler of its event; on VMX its VMCS is current.
-#[cold]
 unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as the caller promises.
     unsafe {
@@ -111,7 +180,7 @@ unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
             Isa::Svm => {}
         }
         let [leaf, sub_leaf] = [gpr::RAX, gpr::RCX].map(|number| gpr(vcpu, number).read() as u32);
-        *slot.asked() = Some(Asked { isa, leaf, sub_leaf, rip });
+        *slot.asked() = Some(Asked { isa, leaf, sub_leaf, rip, open: slot.timer().suspend() });
     }
 }
 
@@ -119,9 +188,8 @@ unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
 ///
 /// # Safety
 /// `vcpu` is alive and this is the handler of its event.
-#[cold]
-unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Option<Asked>) {
-    let Some(Asked { isa, leaf, sub_leaf, rip }) = asked else { return };
+unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Asked) {
+    let Asked { isa, leaf, sub_leaf, rip, .. } = asked;
     let mut next = 0;
     // SAFETY: the vCPU is alive.
     let known = unsafe { ffi::exitscope_vcpu_rip(vcpu, &raw mut next) };
@@ -147,26 +215,36 @@ unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Option<Asked>) {
 ///
 /// # Safety
 /// `vcpu` is a `struct kvm_vcpu` and `number` one of [`gpr`].
-#[inline]
+#[inline(always)]
 unsafe fn gpr(vcpu: *mut c_void, number: usize) -> *mut u64 {
-    // SAFETY: `arch.regs` is at this offset, as the shim says from KVM's header.
-    unsafe { vcpu.byte_add(ffi::exitscope_vcpu_regs as usize).cast::<u64>().add(number) }
+    let regs: *mut u64;
+    // SAFETY: the shim's symbol stands for the offset of `arch.regs`, from KVM's header.
+    unsafe {
+        asm!("lea {}, [{} + {}]", out(reg) regs, in(reg) vcpu, sym ffi::exitscope_vcpu_regs,
+            options(nostack, preserves_flags, pure, nomem));
+        regs.add(number)
+    }
 }
 
 /// # Safety
 /// `vcpu` is the start of a `struct vcpu_svm` that this CPU has just run.
-#[inline]
+#[inline(always)]
 unsafe fn svm_exit_code(vcpu: *mut c_void) -> u32 {
-    // SAFETY: the shim gives both offsets; the pointer is that of the current VMCB.
+    /// Offset of the exit code in a VMCB (APM vol. 2 appendix B); the shim proves it.
+    const EXIT_CODE: usize = 0x70;
+    let vmcb: *const c_void;
+    // SAFETY: the shim's symbol stands for the offset of the pointer to the current VMCB, which is as large as a
+    // page.
     unsafe {
-        let vmcb: *mut c_void = vcpu.byte_add(ffi::exitscope_vmcb_pointer as usize).cast::<*mut c_void>().read();
-        vmcb.byte_add(ffi::exitscope_vmcb_exit_code as usize).cast::<u32>().read()
+        asm!("mov {}, [{} + {}]", out(reg) vmcb, in(reg) vcpu, sym ffi::exitscope_vmcb_pointer,
+            options(nostack, preserves_flags, readonly));
+        vmcb.byte_add(EXIT_CODE).cast::<u32>().read()
     }
 }
 
 /// # Safety
 /// In VMX root operation with a current VMCS that has this field.
-#[inline]
+#[inline(always)]
 unsafe fn vmread(field: u64) -> u64 {
     let value: u64;
     // SAFETY: as the caller promises; VMREAD changes the flags only.

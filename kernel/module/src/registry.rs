@@ -56,11 +56,17 @@ impl Table<'static> for Slot {
     #[inline]
     fn get(&self, place: usize) -> Option<&'static Counters> {
         // SAFETY: a place is null or counters of the region, which live until `stop`.
-        self.places.get(place).and_then(|counters| unsafe { counters.load(Acquire).as_ref() })
+        unsafe { self.places.get(place)?.load(Acquire).as_ref() }
     }
 }
 
 impl Slot {
+    /// Whether this is the slot of that vCPU.
+    #[inline(always)]
+    pub fn is_of(&self, vcpu: *mut c_void) -> bool {
+        self.vcpu.load(Relaxed) == vcpu
+    }
+
     /// The vCPU's clock.
     ///
     /// # Safety
@@ -229,7 +235,7 @@ pub fn find(vcpu: *mut c_void) -> Option<&'static Slot> {
     loop {
         // SAFETY: links are null or slots, and slots live until `stop`.
         let slot = unsafe { link.load(Acquire).as_ref() }?;
-        if slot.vcpu.load(Relaxed) == vcpu {
+        if slot.is_of(vcpu) {
             return Some(slot);
         }
         link = &slot.next;
@@ -238,7 +244,6 @@ pub fn find(vcpu: *mut c_void) -> Option<&'static Slot> {
 
 /// The slot of a vCPU whose event is being handled, made if it has none. `None` when memory is short: the exit is
 /// counted as unaccounted.
-#[cold]
 pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
     with(|registry| {
         let slot = find(vcpu).or_else(|| registry.enroll(vcpu, isa));
@@ -256,7 +261,10 @@ pub fn start() -> Option<()> {
     let started = with(|registry| {
         registry.pool.start()?;
         let vm = registry.add_vm(ptr::null_mut(), state::RETIRED)?;
-        registry.retired = Some(registry.add_slot(ptr::null_mut(), 0, vm, state::RETIRED)?);
+        let retired = registry.add_slot(ptr::null_mut(), 0, vm, state::RETIRED)?;
+        registry.retired = Some(retired);
+        // SAFETY: a slot, which is what the variable holds; it is of no vCPU, so every guess is wrong at first.
+        unsafe { ffi::exitscope_set_current(ptr::from_ref(retired).cast()) };
         Some(())
     });
     if started.is_none() {
@@ -415,8 +423,6 @@ impl Registry {
             link = &other.next;
         }
         slot.vcpu.store(ptr::null_mut(), Relaxed);
-        // SAFETY: the vCPU is destroyed, so no event of it can be under way.
-        unsafe { slot.timer() }.close();
         if let Some(shown) = cells::vcpu(slot.cell) {
             shown.head.state.store(state::FINISHED, Release);
         }

@@ -56,6 +56,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         Step::Remove { name } => kernel::remove(name),
         Step::Set { parameter, value } => kernel::set(parameter, value),
         Step::Witness => kernel::witness(),
+        Step::Ftrace { on } => kernel::ftrace(*on),
         Step::Testify { label } => {
             channel.tell(&Event::Witness { label: label.clone(), exits: kernel::testimony()? })
         }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -14,6 +15,8 @@ use crate::job::Insert;
 
 const TRIGGER: &str = "/sys/kernel/tracing/events/kvm/kvm_exit/trigger";
 const HISTOGRAM: &str = "/sys/kernel/tracing/events/kvm/kvm_exit/hist";
+const EVENTS: [&str; 2] =
+    ["/sys/kernel/tracing/events/kvm/kvm_exit/enable", "/sys/kernel/tracing/events/kvm/kvm_entry/enable"];
 
 /// Mounts what programs expect.
 pub fn mount_all() -> io::Result<()> {
@@ -53,12 +56,23 @@ pub fn set(parameter: &str, value: &str) -> io::Result<()> {
     fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
 }
 
+fn mount_tracefs() -> io::Result<()> {
+    if Path::new(TRIGGER).exists() {
+        return Ok(());
+    }
+    mount("tracefs", "/sys/kernel/tracing", "tracefs", MountFlags::empty(), None)
+        .map_err(|errno| named("mount tracefs".into(), errno))
+}
+
+/// Switches tracing of both events on or off.
+pub fn ftrace(on: bool) -> io::Result<()> {
+    mount_tracefs()?;
+    EVENTS.iter().try_for_each(|event| fs::write(event, if on { "1" } else { "0" }))
+}
+
 /// Makes the kernel count exits by reason, from zero.
 pub fn witness() -> io::Result<()> {
-    if !Path::new(TRIGGER).exists() {
-        mount("tracefs", "/sys/kernel/tracing", "tracefs", MountFlags::empty(), None)
-            .map_err(|errno| named("mount tracefs".into(), errno))?;
-    }
+    mount_tracefs()?;
     // Absent at the first time, and then there is nothing to remove.
     let _ = fs::write(TRIGGER, "!hist:keys=exit_reason");
     fs::write(TRIGGER, "hist:keys=exit_reason")
@@ -92,8 +106,7 @@ pub fn release() -> String {
 
 /// Lines of the kernel's log that no healthy run has.
 pub fn alarms() -> io::Result<Vec<String>> {
-    use std::io::Read;
-    let mut log = File::options().read(true).custom_nonblocking().open("/dev/kmsg")?;
+    let mut log = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg")?;
     let mut alarms = Vec::new();
     let mut record = [0; 8192];
     loop {
@@ -132,17 +145,6 @@ fn alarm(record: &str) -> Option<String> {
     let (_, text) = record.split_once(';')?;
     let line = text.lines().next()?;
     ALARMS.iter().any(|alarm| line.contains(alarm)).then(|| line.to_owned())
-}
-
-trait Nonblocking {
-    fn custom_nonblocking(&mut self) -> &mut Self;
-}
-
-impl Nonblocking for fs::OpenOptions {
-    fn custom_nonblocking(&mut self) -> &mut Self {
-        use std::os::unix::fs::OpenOptionsExt;
-        self.custom_flags(OFlags::NONBLOCK.bits() as i32)
-    }
 }
 
 #[cfg(test)]
