@@ -20,7 +20,6 @@ pub const MMIO_HOLE: u64 = 0xd000_0000;
 
 /// Port of the status: a 32-bit write ends the vCPU (under Linux: the VM); 0 is success.
 ///
-/// Four byte writes to `PORT_DONE`, `+1`, `+2`, `+3` do the same, since that is how `/dev/port` writes.
 pub const PORT_DONE: u16 = 0x500;
 
 /// Port of the reports: two 32-bit writes in a row, low half first, make one 64-bit report.

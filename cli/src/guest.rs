@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use exitscope_abi::leaf::{Figures, Question};
-use exitscope_abi::reason::{Isa, Reason as Known};
+use exitscope_abi::reason::Isa;
 use exitscope_guest::leaves::Leaves;
 use exitscope_host::model::{self, GuestView, Reason, Total};
 use exitscope_host::render::{grouped, reasons};
@@ -24,37 +24,37 @@ pub struct Args {
 
 /// Reads and prints.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let isas = args.reason.as_deref().map(|text| parse(text, &Isa::ALL)).transpose()?;
+    let Some(text) = &args.reason else {
+        return print_all(&Leaves::find()?, args);
+    };
+    // What neither ISA has is wrong on any machine.
+    parse(text, &Isa::ALL)?;
     let leaves = Leaves::find()?;
-    let isa = leaves.discovery().isa;
-    match &args.reason {
-        None => print_all(&leaves, args),
-        Some(text) if isas == Some(None) => bail!(Usage(format!("{} knows no exit reason {text}", isa_name(isa)))),
-        Some(text) => print_one(&leaves, parse(text, &[isa])?, text, args),
-    }
+    print_one(&leaves, parse(text, &[leaves.discovery().isa])?, args)
 }
 
 fn isa_name(isa: Isa) -> String {
     isa.name().to_uppercase()
 }
 
-/// The code that a number or a name stands for; `None` when none of these ISAs has the name.
-fn parse(text: &str, isas: &[Isa]) -> Result<Option<u32>, Usage> {
+/// The code that a number or a name of these ISAs stands for.
+fn parse(text: &str, isas: &[Isa]) -> Result<u32, Usage> {
     if text.starts_with(|first: char| first.is_ascii_digit()) {
         let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
             Some(digits) => u32::from_str_radix(digits, 16),
             None => text.parse(),
         };
-        return parsed.map(Some).map_err(|_| Usage(format!("`{text}` is no exit reason: not a 32-bit number")));
+        return parsed.map_err(|_| Usage(format!("`{text}` is no exit reason: not a 32-bit number")));
     }
-    Ok(isas.iter().find_map(|isa| isa.by_name(text)).map(|known: &Known| known.code))
+    let known = isas.iter().find_map(|isa| isa.by_name(text)).map(|reason| reason.code);
+    known.ok_or_else(|| {
+        let names: Vec<String> = isas.iter().copied().map(isa_name).collect();
+        Usage(format!("{} has no exit reason named {text}", names.join(" or ")))
+    })
 }
 
-fn print_one(leaves: &Leaves, code: Option<u32>, text: &str, args: &Args) -> anyhow::Result<()> {
+fn print_one(leaves: &Leaves, code: u32, args: &Args) -> anyhow::Result<()> {
     let isa = leaves.discovery().isa;
-    let Some(code) = code else {
-        bail!(Usage(format!("{} has no exit reason named {text}", isa_name(isa))));
-    };
     let Some(figures) = figures(leaves, code, args.course) else {
         bail!("{} defines no exit reason {code}", isa_name(isa));
     };
@@ -62,7 +62,12 @@ fn print_one(leaves: &Leaves, code: Option<u32>, text: &str, args: &Args) -> any
     if args.json {
         return print_json(&reason);
     }
-    print(&format!("{} ({code}): {} exits, {} cycles\n", reason.name, grouped(reason.exits), grouped(reason.cycles)))
+    print(&format!(
+        "{} ({code}): {} exits, {} cycles\n",
+        reason.name,
+        grouped(reason.exits),
+        grouped(reason.cycles)
+    ))
 }
 
 /// The figures of a reason, by one family of leaves or the other.
@@ -89,16 +94,29 @@ fn total(leaves: &Leaves, course: bool) -> Total {
 
 fn account(isa: Isa, code: u32, figures: Figures) -> Reason {
     let Figures { exits, cycles, min, max } = figures;
-    Reason { code: code.into(), name: model::name(isa, code.into()), exits, cycles, min, max, ..Reason::default() }
+    Reason {
+        code: code.into(),
+        name: model::name(isa, code.into()),
+        exits,
+        cycles,
+        min,
+        max,
+        ..Reason::default()
+    }
 }
 
 fn print_all(leaves: &Leaves, args: &Args) -> anyhow::Result<()> {
     let discovery = leaves.discovery();
     let isa = discovery.isa;
     let total = total(leaves, args.course);
-    let known = isa.reasons().iter().filter_map(|known| Some((known.code, figures(leaves, known.code, args.course)?)));
-    let mut accounts: Vec<Reason> =
-        known.filter(|(_, figures)| figures.exits > 0).map(|(code, figures)| account(isa, code, figures)).collect();
+    let known = isa
+        .reasons()
+        .iter()
+        .filter_map(|known| Some((known.code, figures(leaves, known.code, args.course)?)));
+    let mut accounts: Vec<Reason> = known
+        .filter(|(_, figures)| figures.exits > 0)
+        .map(|(code, figures)| account(isa, code, figures))
+        .collect();
     let Figures { exits, cycles, .. } = leaves.undefined();
     if exits > 0 {
         accounts.push(Reason { name: "UNDEFINED".into(), exits, cycles, ..Reason::default() });

@@ -141,5 +141,7 @@ fn program() -> anyhow::Result<PathBuf> {
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let unfinished = path.with_extension("tmp");
     let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path));
-    written.inspect_err(|_| drop(fs::remove_file(&unfinished))).with_context(|| format!("cannot write {}", path.display()))
+    written
+        .inspect_err(|_| drop(fs::remove_file(&unfinished)))
+        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -1,5 +1,7 @@
 //! The `exitscope` command: see every VM exit of KVM — what it was, how often, what it cost.
 
+#![forbid(unsafe_code)]
+
 mod guest;
 mod lab;
 mod vmm;
@@ -53,7 +55,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|io| io.kind() == ErrorKind::BrokenPipe)
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|io| io.kind() == ErrorKind::BrokenPipe)
 }
 
 /// The command line asks for something that does not exist; exit status 2.

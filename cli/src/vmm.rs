@@ -71,7 +71,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let outcome = exitscope_vmm::run(&config, io::stdout())?;
     if let Some(path) = args.outcome {
         let reports: Vec<Vec<u64>> = outcome.vcpus.into_iter().map(|vcpu| vcpu.reports).collect();
-        fs::write(&path, serde_json::to_vec(&reports)?).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, serde_json::to_vec(&reports)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     match outcome.status {
         0 => Ok(()),

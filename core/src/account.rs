@@ -45,7 +45,9 @@ fn locate_extra<'a>(table: &impl Table<'a>, code: u32) -> Place<'a> {
     for place in MAX_REASONS..SLOTS {
         match table.get(place) {
             None => return Place::Empty(place),
-            Some(counters) if counters.code.load(Relaxed) == u64::from(code) => return Place::Found(counters),
+            Some(counters) if counters.code.load(Relaxed) == u64::from(code) => {
+                return Place::Found(counters);
+            }
             Some(_) => {}
         }
     }

@@ -64,7 +64,8 @@ impl Leaves {
     /// Every reason that has exits, by code.
     pub fn reasons(&self) -> impl Iterator<Item = (&'static Reason, Figures)> {
         let all = self.discovery.isa.reasons().iter();
-        all.filter_map(|reason| Some((reason, self.reason(reason.code)?))).filter(|(_, figures)| figures.exits > 0)
+        all.filter_map(|reason| Some((reason, self.reason(reason.code)?)))
+            .filter(|(_, figures)| figures.exits > 0)
     }
 
     /// Exits and cycles of codes that no manual defines.
@@ -84,7 +85,8 @@ mod tests {
         let figures = Figures { exits: 5, cycles: 1 << 33, min: 7, max: 9 };
         match Question::parse(Layout::Classic, leaf, sub_leaf) {
             Some(Question::Discovery) => {
-                Discovery { version: VERSION, layout: Layout::Classic, isa: Isa::Vmx, expose: Expose::Vm }.encode()
+                Discovery { version: VERSION, layout: Layout::Classic, isa: Isa::Vmx, expose: Expose::Vm }
+                    .encode()
             }
             Some(question @ (Question::Reason(10) | Question::Extremes(10) | Question::Total)) => {
                 question.encode(figures)

@@ -223,7 +223,8 @@ mod tests {
 
     #[test]
     fn merging_keeps_sums_and_extremes() {
-        let merged = merge(&[reason(10, 2, 9, 11), reason(12, 5, 1, 2), reason(10, 3, 8, 10), reason(10, 0, 0, 0)]);
+        let merged =
+            merge(&[reason(10, 2, 9, 11), reason(12, 5, 1, 2), reason(10, 3, 8, 10), reason(10, 0, 0, 0)]);
         assert_eq!(merged.iter().map(|reason| reason.code).collect::<Vec<_>>(), [10, 12]);
         assert_eq!((merged[0].exits, merged[0].min, merged[0].max), (5, 8, 11));
         assert_eq!(merged[0].histogram, [(8, 5)]);

@@ -9,8 +9,8 @@ use std::sync::atomic::fence;
 
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
-    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, VERSION, VcpuCell, VmCell, bucket_low, flags, kind,
-    state,
+    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, VERSION, VcpuCell, VmCell, bucket_low, flags,
+    kind, state,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -35,7 +35,9 @@ pub enum Error {
         source: io::Error,
     },
     /// It is not a region of this version.
-    #[error("{path} has layout version {found}, this program knows {VERSION}: build both from the same source")]
+    #[error(
+        "{path} has layout version {found}, this program knows {VERSION}: build both from the same source"
+    )]
     Version {
         /// The device.
         path: PathBuf,
@@ -197,7 +199,8 @@ impl Small for VcpuCell {}
 fn reason(counters: &Counters, isa: Isa) -> Reason {
     let code = counters.code.load(Relaxed);
     let min = counters.min.load(Relaxed);
-    let buckets = counters.histogram.iter().enumerate().map(|(i, count)| (bucket_low(i), count.load(Relaxed)));
+    let buckets =
+        counters.histogram.iter().enumerate().map(|(i, count)| (bucket_low(i), count.load(Relaxed)));
     let histogram: Vec<(u64, u64)> = buckets.filter(|&(_, count)| count > 0).collect();
     // Read after the histogram, so that it never falls short of it.
     let exits = counters.exits.load(Acquire);

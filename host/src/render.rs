@@ -48,7 +48,7 @@ pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -77,13 +77,7 @@ pub fn reasons(reasons: &[Reason], total: Total) -> String {
             grouped(reason.max),
         ]);
     }
-    table.row([
-        "total".into(),
-        String::new(),
-        grouped(total.exits),
-        String::new(),
-        grouped(total.cycles),
-    ]);
+    table.row(["total".into(), String::new(), grouped(total.exits), String::new(), grouped(total.cycles)]);
     table.to_string()
 }
 
@@ -107,12 +101,19 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
         report.expose
     )?;
     if machine.emulated {
-        writeln!(out, "Cycles are *emulated* ({}): compare them with each other, not with a real CPU.", machine.emulator)?;
+        writeln!(
+            out,
+            "Cycles are *emulated* ({}): compare them with each other, not with a real CPU.",
+            machine.emulator
+        )?;
     }
     writeln!(out, "\n{} exits, {} cycles\n", grouped(report.total.exits), grouped(report.total.cycles))?;
     write!(out, "{}", reasons(&report.reasons, report.total))?;
     if let Some(guest) = &report.guest {
-        writeln!(out, "\nWhat the guest read through CPUID, beside what the host counted until the guest ended:\n")?;
+        writeln!(
+            out,
+            "\nWhat the guest read through CPUID, beside what the host counted until the guest ended:\n"
+        )?;
         write!(out, "{}", beside(guest, report))?;
     }
     if report.timeline.len() > 1 {
@@ -136,7 +137,8 @@ fn beside(guest: &GuestView, report: &Report) -> String {
         let read = guest.reasons.iter().find(|read| read.code == reason.code).map_or(0, |read| read.exits);
         row(&reason.name, read, reason.exits);
     }
-    for read in guest.reasons.iter().filter(|read| report.reasons.iter().all(|known| known.code != read.code)) {
+    for read in guest.reasons.iter().filter(|read| report.reasons.iter().all(|known| known.code != read.code))
+    {
         row(&read.name, read.exits, 0);
     }
     row("total", guest.total.exits, report.total.exits);
@@ -155,8 +157,10 @@ pub fn timeline(ticks: &[Tick]) -> String {
     let step = length.div_ceil(ROWS).next_multiple_of(50);
     let at = |time: u64| ticks.iter().rev().find(|tick| tick.t_ms <= time).map_or(0, |tick| tick.exits);
     let starts: Vec<u64> = (0..length.div_ceil(step)).map(|row| first.t_ms + row * step).collect();
-    let rows: Vec<(u64, u64)> =
-        starts.iter().map(|&start| (start - first.t_ms, at(start + step).saturating_sub(at(start)))).collect();
+    let rows: Vec<(u64, u64)> = starts
+        .iter()
+        .map(|&start| (start - first.t_ms, at(start + step).saturating_sub(at(start))))
+        .collect();
     let most = rows.iter().map(|&(_, exits)| exits).max().unwrap_or(0).max(1);
     let mut text = String::new();
     for (start, exits) in rows {

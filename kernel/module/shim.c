@@ -180,8 +180,11 @@ static int region_mmap(struct file *file, struct vm_area_struct *area)
 {
 	if (area->vm_flags & VM_WRITE)
 		return -EACCES;
-	vm_flags_clear(area, VM_MAYWRITE | VM_MAYEXEC);
-	vm_flags_set(area, VM_DONTEXPAND | VM_DONTDUMP);
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+	area->vm_flags = (area->vm_flags & ~(VM_MAYWRITE | VM_MAYEXEC)) | VM_DONTEXPAND | VM_DONTDUMP;
+#else
+	vm_flags_mod(area, VM_DONTEXPAND | VM_DONTDUMP, VM_MAYWRITE | VM_MAYEXEC);
+#endif
 	area->vm_ops = &region_ops;
 	return 0;
 }

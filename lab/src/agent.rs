@@ -4,12 +4,10 @@ mod guests;
 mod host;
 mod kernel;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
-use exitscope_abi::flat;
 use rustix::system::{RebootCommand, reboot};
 
 use crate::job::{GUEST_MARK, JOB, Job, Output};
@@ -21,7 +19,8 @@ pub fn is_called_for() -> bool {
 
 /// Does the job and ends the machine; comes back only when even that fails.
 pub fn main() -> io::Error {
-    let done = kernel::mount_all().and_then(|()| fs::read(JOB)).and_then(|text| Ok(serde_json::from_slice(&text)?));
+    let done =
+        kernel::mount_all().and_then(|()| fs::read(JOB)).and_then(|text| Ok(serde_json::from_slice(&text)?));
     match done {
         Ok(Job::Host { modules, steps }) => host::run(&modules, &steps),
         Ok(Job::Guest { commands }) => in_guest(&commands),
@@ -34,7 +33,7 @@ pub fn main() -> io::Error {
     }
 }
 
-/// In a guest: runs the commands, tells each result as a line on the console, and ends the VM.
+/// In a guest: runs the commands, and tells each result as a line on the console.
 fn in_guest(commands: &[Vec<String>]) {
     for command in commands {
         let output = output_of(command);
@@ -43,9 +42,6 @@ fn in_guest(commands: &[Vec<String>]) {
         let _ = io::stdout().write_all(format!("\n{GUEST_MARK}{line}\n").as_bytes());
     }
     let _ = rustix::termios::tcdrain(io::stdout());
-    if let Ok(ports) = File::options().write(true).open("/dev/port") {
-        let _ = ports.write_at(&0_u32.to_le_bytes(), flat::PORT_DONE.into());
-    }
 }
 
 /// Runs a program to its end.

@@ -1,7 +1,5 @@
 //! What the emulated machine is told to do, and what it answers: the border between the lab and its agent.
 
-use std::collections::BTreeMap;
-
 use exitscope_host::model::{Tick, Vm};
 use serde::{Deserialize, Serialize};
 
@@ -169,8 +167,8 @@ pub enum Event {
     Witness {
         /// From [`Step::Testify`].
         label: String,
-        /// Exits by exit reason.
-        exits: BTreeMap<u64, u64>,
+        /// Pairs of an exit reason and its exits, by reason.
+        exits: Vec<(u64, u64)>,
     },
     /// How exits came while guests ran.
     Timeline {

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::cache::Cache;
-use crate::emulator::Machine;
+use crate::emulator::{self, Machine};
 use crate::error::Error;
 use crate::image::{Image, MODULES};
 use crate::job::{EXITSCOPE, Event, GUEST_INITRD, GUEST_KERNEL, Insert, JOB, Job, Step};
@@ -17,8 +17,8 @@ use crate::progress::Progress;
 use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
-/// Modules that KVM on an AMD CPU needs, with what they depend on.
-const KVM_MODULES: &[&str] = &["kvm_amd"];
+/// Modules that the machine needs, besides those that they depend on: its channel's, and KVM on an AMD CPU.
+const MODULES_NEEDED: &[&str] = &["virtio_pci", "virtio_console", "kvm_amd"];
 
 /// Whether KVM uses the CPU's second level of page tables for its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct Lab {
 pub struct Setup {
     /// How KVM pages its guests.
     pub paging: Paging,
-    /// Whether its clock counts instructions; it has one CPU then.
+    /// Whether its clock counts instructions.
     pub icount: bool,
     /// How long it may run.
     pub deadline: Duration,
@@ -72,14 +72,21 @@ impl Default for Setup {
 
 impl Lab {
     /// Finds or makes all parts. `program` is the `exitscope` command itself, a static binary; logs go to `out`.
-    pub fn prepare(series: Series, program: &Path, out: &Path, progress: &mut Progress) -> Result<Self, Error> {
+    pub fn prepare(
+        series: Series,
+        program: &Path,
+        out: &Path,
+        progress: &mut Progress,
+    ) -> Result<Self, Error> {
+        // First of all, so that nothing is made in vain.
+        emulator::probe()?;
         fs::create_dir_all(out).map_err(Error::io("make", out))?;
         let cache = Cache::open()?;
         progress.phase(format!("finds a stock Linux {}", series.name()));
         let kernel = kernel::resolve(series, &cache)?;
         progress.phase(format!("prepares Linux {}", kernel.release));
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
-        let modules = modules::collect(&kernel, KVM_MODULES, &cache)?;
+        let modules = modules::collect(&kernel, MODULES_NEEDED, &cache)?;
         progress.phase("builds the kernel module");
         let exitscope = build_module(&kernel)?;
         Ok(Self { kernel, boot_image, modules, exitscope, program: program.into(), out: out.into() })
@@ -103,14 +110,12 @@ impl Lab {
         let mut machine = Machine::new(&self.boot_image, initrd.path(), &log);
         machine.deadline = setup.deadline;
         machine.icount = setup.icount;
-        if setup.icount {
-            machine.cpus = 1;
-        }
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
         let mut running = machine.start()?;
         let mut events = Vec::new();
         while let Some(line) = running.next_line()? {
-            let unreadable = |_| Error::StepFailed { message: format!("cannot read `{line}`"), log: log.clone() };
+            let unreadable =
+                |_| Error::StepFailed { message: format!("cannot read `{line}`"), log: log.clone() };
             match serde_json::from_str(&line).map_err(unreadable)? {
                 Event::Phase { text } => {
                     running.phase(text.as_str());

@@ -1,1 +1,212 @@
-//! (to be written)
+//! The framework of the tests of the whole: a test says which steps an emulated machine shall do, and asks what it told.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use exitscope_abi::reason::Isa;
+use exitscope_host::model::{self, Reason, Vm};
+use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
+use exitscope_lab::kernel::Series;
+use exitscope_lab::progress::Progress;
+use exitscope_lab::session::{Lab, Setup};
+
+/// The instruction set of the lab's AMD lane.
+pub const ISA: Isa = Isa::Svm;
+
+/// The project's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// The release build of the `exitscope` command, which `make test` makes first.
+///
+/// # Panics
+/// When there is none.
+pub fn program() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let program = target.join("x86_64-unknown-linux-gnu/release/exitscope");
+    assert!(
+        program.is_file(),
+        "{} is missing: run `make test`, or `cargo build --release` first",
+        program.display()
+    );
+    program
+}
+
+/// The lab, made once; its machines run one at a time, as they would only slow each other down.
+///
+/// # Panics
+/// When the lab cannot be made: that fails the test.
+fn lab() -> &'static Lab {
+    static LAB: OnceLock<Lab> = OnceLock::new();
+    LAB.get_or_init(|| {
+        let out = root().join("target/lab/tests");
+        let mut progress = Progress::new();
+        let lab = Lab::prepare(Series::V6_12, &program(), &out, &mut progress);
+        lab.unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+/// Runs a machine that does these steps. `name` is that of its console's log in `target/lab/tests`.
+///
+/// # Panics
+/// When a step fails or the machine's kernel complains: that fails the test.
+pub fn machine(name: &str, steps: Vec<Step>) -> Told {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut progress = Progress::new();
+    progress.note(&format!("{name}:"));
+    let setup = Setup { name: name.into(), ..Setup::default() };
+    let told = lab().run(&setup, steps, &mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
+    progress.done();
+    Told(told)
+}
+
+/// Measures what watching costs, as `exitscope lab bench` does.
+///
+/// # Panics
+/// When the machine fails.
+pub fn bench() -> exitscope_lab::bench::Bench {
+    exitscope_lab::bench::run(lab(), &mut Progress::new()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What a machine told.
+pub struct Told(Vec<Event>);
+
+/// A guest's end.
+pub struct Ended<'a> {
+    /// Its VMM's process.
+    pub pid: u32,
+    /// Whether it was still running after the steps of `meanwhile`.
+    pub outlasted: bool,
+    /// What its commands gave.
+    pub outputs: &'a [Output],
+}
+
+impl Told {
+    fn find<'a, T>(&'a self, what: &str, name: &str, pick: impl Fn(&'a Event) -> Option<T>) -> T {
+        self.0
+            .iter()
+            .find_map(pick)
+            .unwrap_or_else(|| panic!("the machine told nothing of the {what} {name}"))
+    }
+
+    /// The VMs of a snapshot.
+    pub fn snapshot(&self, name: &str) -> &[Vm] {
+        self.find("snapshot", name, |event| match event {
+            Event::Snapshot { label, vms, unaccounted, overflowed, .. } if label == name => {
+                assert_eq!((*unaccounted, *overflowed), (0, false), "memory was short");
+                Some(vms.as_slice())
+            }
+            _ => None,
+        })
+    }
+
+    /// How a guest ended.
+    pub fn guest(&self, wanted: &str) -> Ended<'_> {
+        self.find("guest", wanted, |event| match event {
+            Event::Guest { name, pid, outlasted, outputs, .. } if name == wanted => {
+                Some(Ended { pid: *pid, outlasted: *outlasted, outputs })
+            }
+            _ => None,
+        })
+    }
+
+    /// A guest's account in a snapshot.
+    pub fn vm(&self, snapshot: &str, guest: &str) -> &Vm {
+        let pid = self.guest(guest).pid;
+        let mut vms = self.snapshot(snapshot).iter().filter(|vm| vm.pid == pid);
+        let vm = vms.next().unwrap_or_else(|| panic!("snapshot {snapshot} has no VM of guest {guest}"));
+        assert!(vms.next().is_none(), "two VMs of guest {guest}");
+        vm
+    }
+
+    /// What the kernel's own histogram counted.
+    pub fn witness(&self, name: &str) -> BTreeMap<u64, u64> {
+        self.find("witness", name, |event| match event {
+            Event::Witness { label, exits } if label == name => Some(exits.iter().copied().collect()),
+            _ => None,
+        })
+    }
+
+    /// Why a step was refused.
+    pub fn refusal(&self, name: &str) -> &str {
+        self.find("refusal", name, |event| match event {
+            Event::Refused { label, message } if label == name => Some(message.as_str()),
+            _ => None,
+        })
+    }
+}
+
+/// Exits per code over VMs, as the witness has them.
+pub fn exits_by_code(vms: &[Vm]) -> BTreeMap<u64, u64> {
+    let all = vms.iter().flat_map(|vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons);
+    model::merge(all).into_iter().map(|reason| (reason.code, reason.exits)).collect()
+}
+
+/// Exits of a code.
+pub fn exits(reasons: &[Reason], code: u32) -> u64 {
+    reasons.iter().filter(|reason| reason.code == u64::from(code)).map(|reason| reason.exits).sum()
+}
+
+/// Checks that every sum over reasons is its total.
+///
+/// # Panics
+/// When one is not.
+pub fn sums_are_totals(vms: &[Vm]) {
+    for vcpu in vms.iter().flat_map(|vm| &vm.vcpus) {
+        assert_eq!(vcpu.total, model::total(&vcpu.reasons));
+        for reason in &vcpu.reasons {
+            let timed: u64 = reason.histogram.iter().map(|&(_, count)| count).sum();
+            assert_eq!(timed + reason.untimed, reason.exits, "{}", reason.name);
+        }
+    }
+}
+
+/// Loads our module with these parameters.
+pub fn insert(parameters: &str) -> Step {
+    Step::Insert(Insert { path: EXITSCOPE.into(), parameters: parameters.into() })
+}
+
+/// Unloads our module.
+pub fn remove() -> Step {
+    Step::Remove { name: "exitscope".into() }
+}
+
+/// Sets a parameter of our module.
+pub fn set(parameter: &str, value: &str) -> Step {
+    Step::Set { parameter: parameter.into(), value: value.into() }
+}
+
+/// Does a step that must fail.
+pub fn refused(label: &str, step: Step) -> Step {
+    Step::Refused { label: label.into(), step: Box::new(step) }
+}
+
+/// Runs guests to their end.
+pub fn guests(guests: Vec<Guest>) -> Step {
+    while_running(guests, vec![])
+}
+
+/// Runs guests to their end, and does steps while they run.
+pub fn while_running(guests: Vec<Guest>, meanwhile: Vec<Step>) -> Step {
+    Step::Guests { guests, sample_ms: None, meanwhile }
+}
+
+/// A guest of so many exits of a kind on each vCPU.
+pub fn flat(name: &str, workload: &str, iterations: u64, vcpus: u32) -> Guest {
+    let payload = Payload::Flat { workload: workload.into(), iterations, batch: 0 };
+    Guest { name: name.into(), vcpus, payload }
+}
+
+/// A Linux guest that runs these commands, each a line.
+pub fn linux(name: &str, commands: &[&str]) -> Guest {
+    let words = |line: &&str| line.split_whitespace().map(str::to_owned).collect();
+    Guest {
+        name: name.into(),
+        vcpus: 1,
+        payload: Payload::Linux { commands: commands.iter().map(words).collect() },
+    }
+}

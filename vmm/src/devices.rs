@@ -72,9 +72,7 @@ impl Devices {
                 After::Continue
             }
             layout::KEYBOARD_PORT if data.contains(&layout::KEYBOARD_RESET) => After::Died(Death::Reset),
-            layout::SLEEP_PORT if data.iter().any(|byte| byte & layout::SLEEP_ENABLE != 0) => {
-                After::Died(Death::PowerOff)
-            }
+            layout::SLEEP_PORT if data.iter().any(|byte| byte & layout::SLEEP_ENABLE != 0) => After::Done(0),
             _ => After::Continue,
         }
     }
@@ -148,7 +146,7 @@ mod tests {
             (0x80, &[1], After::Continue),
             (0x64, &[0xfe], After::Died(Death::Reset)),
             (0x64, &[0xd1], After::Continue),
-            (0x600, &[0x34], After::Died(Death::PowerOff)),
+            (0x600, &[0x34], After::Done(0)),
             (0x600, &[0x14], After::Continue),
             (0x500, &[3, 0, 0, 0], After::Done(3)),
             (0x504, &[3, 0, 0, 0], After::Continue),

@@ -137,7 +137,7 @@ pub enum Error {
         /// What it said.
         source: io::Error,
     },
-    /// The guest ended without writing to the DONE port.
+    /// The guest ended neither by writing to the DONE port nor by switching itself off.
     #[error("{death} (vCPU {vcpu}); the console's last lines may say why\n{registers}")]
     GuestDied {
         /// The vCPU on which it happened.
@@ -149,7 +149,7 @@ pub enum Error {
     },
     /// The guest did not end in time and was stopped.
     #[error(
-        "the guest was stopped after {after:?} without having written DONE; the console's last lines may say \
+        "the guest was stopped after {after:?}; the console's last lines may say \
          why, or it needs a longer timeout{}", list(.registers)
     )]
     TimedOut {
@@ -160,14 +160,12 @@ pub enum Error {
     },
 }
 
-/// How a guest ended that did not write to the DONE port.
+/// How a guest ended that neither wrote to the DONE port nor switched itself off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Death {
     /// It asked the keyboard controller, or ACPI, for a reset. A Linux that panics does so.
     Reset,
-    /// It switched itself off through ACPI.
-    PowerOff,
     /// KVM_EXIT_SHUTDOWN: a fault while handling a double fault, that is, a triple fault.
     Shutdown,
     /// KVM_EXIT_INTERNAL_ERROR.
@@ -194,9 +192,8 @@ impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reset => {
-                write!(f, "the guest reset itself without having written DONE, as a panicking Linux does")
+                write!(f, "the guest reset itself, as a panicking Linux does")
             }
-            Self::PowerOff => write!(f, "the guest switched itself off without having written DONE"),
             Self::Shutdown => write!(f, "the guest shut down (triple fault)"),
             Self::InternalError { suberror, data } => {
                 let name = match suberror {

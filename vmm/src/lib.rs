@@ -105,10 +105,10 @@ pub enum Payload {
     },
 }
 
-/// How a guest ended that wrote to the DONE port.
+/// How a guest ended that wrote to the DONE port or switched itself off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// What the guest wrote to the DONE port, 0 for success; of several flat vCPUs the first that is not 0.
+    /// What the guest wrote to the DONE port, 0 for success and for a Linux that switched itself off; of several flat vCPUs the first that is not 0.
     pub status: u32,
     /// The vCPUs in the order of their ids.
     pub vcpus: Vec<VcpuOutcome>,
@@ -132,7 +132,7 @@ impl VcpuOutcome {
     pub const MOST_REPORTS: usize = mailbox::MOST_REPORTS;
 }
 
-/// Runs one guest from power-on to its end, which is when it writes to the DONE port.
+/// Runs one guest from power-on to its end: a write to the DONE port, or ACPI's power-off.
 ///
 /// What the guest writes to its first serial port goes to `console`, byte by byte. When this returns, the VM is
 /// gone and none of its threads is left.
@@ -140,7 +140,7 @@ impl VcpuOutcome {
 /// The first free real-time signal (`SIGRTMIN`) is used to interrupt vCPU threads; its handler does nothing.
 ///
 /// # Errors
-/// Everything that keeps the guest from starting, and every end without a DONE: see [`Error`].
+/// Everything that keeps the guest from starting, and every other end: see [`Error`].
 pub fn run(config: &Config, console: impl Write + Send + 'static) -> Result<Outcome, Error> {
     let vm = vm::Vm::create(config)?;
     let entry = match &config.payload {

@@ -1,2 +1,122 @@
-//! (to be written)
-fn main() {}
+//! The project's own checks: `cargo xtask prepush` is exactly what CI runs.
+#![forbid(unsafe_code)]
+
+mod tidy;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "usage: cargo xtask prepush | tidy";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["prepush"] => prepush(),
+        ["tidy"] => tidy::check(&root()),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// Every check, cheapest first; the first that fails ends it.
+fn prepush() -> Result<()> {
+    step("tidy", || tidy::check(&root()))?;
+    optional("fmt", "cargo-fmt", "rustup's component rustfmt, or Debian's rustfmt-web", || {
+        run(cargo(&["fmt", "--all", "--check"]))
+    })?;
+    optional("clippy", "cargo-clippy", "rustup's component clippy", || {
+        run(cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    })?;
+    step("docs", || {
+        let mut command = cargo(&["doc", "--quiet", "--workspace", "--no-deps"]);
+        command.env("RUSTDOCFLAGS", "-D warnings");
+        run(command)
+    })?;
+    step("deny", deny)?;
+    step("release build", || run(cargo(&["build", "--quiet", "--release"])))?;
+    // The kernel target, whatever the lab's kernel is: editors and host builds hide what it lacks.
+    step("kernel-target build", || run(make(&["-C", "kernel/module", "rust"])))?;
+    // One thread, so that the phases of emulated machines are printed in order; they take turns anyhow.
+    step("tests", || run(cargo(&["test", "--workspace", "--", "--test-threads=1"])))
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("xtask: {name}");
+    let start = Instant::now();
+    work().with_context(|| format!("{name} failed"))?;
+    eprintln!("xtask: {name}: done in {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// A step for which a machine may lack the tool.
+fn optional(name: &str, tool: &str, source: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if found.is_ok_and(|status| status.success()) {
+        return step(name, work);
+    }
+    eprintln!("xtask: {name}: skipped: {tool} is not here ({source})");
+    Ok(())
+}
+
+/// Checks licences and sources of all dependencies. The tool is built once, in the cache of this project's target.
+fn deny() -> Result<()> {
+    let tools = root().join("target/tools");
+    let program =
+        ["cargo-deny".into(), tools.join("bin/cargo-deny")].into_iter().find(|program: &PathBuf| {
+            let version =
+                Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            version.is_ok_and(|status| status.success())
+        });
+    let program = match program {
+        Some(program) => program,
+        None => {
+            eprintln!("xtask: deny: builds cargo-deny, once (some minutes)");
+            let mut install = cargo(&["install", "cargo-deny", "--locked", "--quiet", "--root"]);
+            install.arg(&tools);
+            // Not into this project's flags and target: it is a program for this machine.
+            run(install)?;
+            tools.join("bin/cargo-deny")
+        }
+    };
+    let mut check = Command::new(program);
+    // Advisories come from a server of their own, which a build must not depend on.
+    check.args(["--log-level", "error", "check", "bans", "licenses", "sources"]).current_dir(root());
+    run(check)
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+fn make(arguments: &[&str]) -> Command {
+    let mut command = Command::new("make");
+    command.arg("--no-print-directory").args(arguments).current_dir(root());
+    command
+}
+
+fn run(mut command: Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}

@@ -6,7 +6,8 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize};
 
 use exitscope_abi::region::{
-    CELL_SIZE, CELLS_PER_PAGE, Counters, Head, Header, MAGIC, MAX_PAGES, VERSION, VcpuCell, VmCell, flags, kind,
+    CELL_SIZE, CELLS_PER_PAGE, Counters, Head, Header, MAGIC, MAX_PAGES, VERSION, VcpuCell, VmCell, flags,
+    kind,
 };
 
 use crate::ffi;

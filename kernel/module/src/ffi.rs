@@ -44,6 +44,7 @@ unsafe extern "C" {
     /// Frequency of the time stamp counter in kHz, or 0.
     pub fn exitscope_tsc_khz() -> u32;
     /// `BUG()`.
+    #[cfg(target_os = "none")]
     pub fn exitscope_bug() -> !;
 }
 

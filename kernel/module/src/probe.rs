@@ -221,7 +221,7 @@ unsafe fn gpr(vcpu: *mut c_void, number: usize) -> *mut u64 {
     // SAFETY: the shim's symbol stands for the offset of `arch.regs`, from KVM's header.
     unsafe {
         asm!("lea {}, [{} + {}]", out(reg) regs, in(reg) vcpu, sym ffi::exitscope_vcpu_regs,
-            options(nostack, preserves_flags, pure, nomem));
+            options(nostack, preserves_flags, pure, readonly));
         regs.add(number)
     }
 }

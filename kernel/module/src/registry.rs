@@ -118,7 +118,9 @@ impl Slot {
                 }
             }
             Scope::Undefined => {
-                (MAX_REASONS..SLOTS).filter_map(|place| self.get(place)).for_each(|counters| sum.add(counters));
+                (MAX_REASONS..SLOTS)
+                    .filter_map(|place| self.get(place))
+                    .for_each(|counters| sum.add(counters));
                 sum.add(self.overflow);
             }
         }
@@ -247,10 +249,8 @@ pub fn find(vcpu: *mut c_void) -> Option<&'static Slot> {
 pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
     with(|registry| {
         let slot = find(vcpu).or_else(|| registry.enroll(vcpu, isa));
-        if slot.is_none() {
-            if let Some(header) = cells::header() {
-                header.unaccounted.store(header.unaccounted.load(Relaxed).wrapping_add(1), Relaxed);
-            }
+        if let (None, Some(header)) = (slot, cells::header()) {
+            header.unaccounted.store(header.unaccounted.load(Relaxed).wrapping_add(1), Relaxed);
         }
         slot
     })
@@ -351,7 +351,9 @@ impl Registry {
         shown.head.state.store(life, Relaxed);
         let guarded = Guarded { kvm, cell, live: 0, finished: 0, next: self.vms };
         // SAFETY: allocated for a VM, and not yet known to anyone.
-        unsafe { memory.write(Vm { slots: AtomicPtr::new(ptr::null_mut()), guarded: UnsafeCell::new(guarded) }) };
+        unsafe {
+            memory.write(Vm { slots: AtomicPtr::new(ptr::null_mut()), guarded: UnsafeCell::new(guarded) })
+        };
         self.vms = memory.as_ptr();
         // SAFETY: just written; VMs live until `stop`.
         Some(unsafe { memory.as_ref() })

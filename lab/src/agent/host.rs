@@ -28,15 +28,13 @@ impl Channel {
 
 /// Loads the modules, does every step, and tells how it went.
 pub fn run(modules: &[Insert], steps: &[Step]) {
+    // On some kernels the channel's driver is among the modules.
+    let inserted = modules.iter().try_for_each(kernel::insert);
     let mut channel = match File::options().write(true).open(CHANNEL) {
         Ok(file) => Channel(file),
         Err(error) => return eprintln!("agent: {CHANNEL}: {error}"),
     };
-    let done = channel.phase(format!("loads KVM on Linux {}", kernel::release()));
-    let done = done
-        .and_then(|()| modules.iter().try_for_each(kernel::insert))
-        .and_then(|()| run_steps(steps, &mut channel))
-        .and_then(|()| kernel::alarms());
+    let done = inserted.and_then(|()| run_steps(steps, &mut channel)).and_then(|()| kernel::alarms());
     let last = match done {
         Ok(alarms) => Event::Done { kernel: kernel::release(), alarms },
         Err(error) => Event::Failed { message: error.to_string() },

@@ -1,6 +1,5 @@
 //! What the agent asks of the kernel it runs on: file systems, modules, the histogram trigger, the log.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -39,7 +38,8 @@ fn named(what: String, errno: rustix::io::Errno) -> io::Error {
 pub fn insert(insert: &Insert) -> io::Result<()> {
     let Insert { path, parameters } = insert;
     let what = || format!("load {path} {parameters}");
-    let file = File::open(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", what())))?;
+    let file =
+        File::open(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", what())))?;
     let text = CString::new(parameters.as_str())?;
     finit_module(&file, &text, 0).map_err(|errno| named(what(), errno))
 }
@@ -53,7 +53,8 @@ pub fn remove(name: &str) -> io::Result<()> {
 /// Sets a parameter of our module.
 pub fn set(parameter: &str, value: &str) -> io::Result<()> {
     let path = format!("/sys/module/exitscope/parameters/{parameter}");
-    fs::write(&path, value).map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
+    fs::write(&path, value)
+        .map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
 }
 
 fn mount_tracefs() -> io::Result<()> {
@@ -79,23 +80,24 @@ pub fn witness() -> io::Result<()> {
 }
 
 /// What the kernel has counted.
-pub fn testimony() -> io::Result<BTreeMap<u64, u64>> {
+pub fn testimony() -> io::Result<Vec<(u64, u64)>> {
     parse_histogram(&fs::read_to_string(HISTOGRAM)?)
 }
 
 /// Reads lines such as `{ exit_reason:        114 } hitcount:        552`.
-fn parse_histogram(text: &str) -> io::Result<BTreeMap<u64, u64>> {
-    let mut exits = BTreeMap::new();
+fn parse_histogram(text: &str) -> io::Result<Vec<(u64, u64)>> {
+    let mut exits = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("{ exit_reason:")) {
         let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         let [reason, count] = numbers[..] else {
             return Err(io::Error::other(format!("{HISTOGRAM}: cannot read `{line}`")));
         };
-        exits.insert(reason, count);
+        exits.push((reason, count));
     }
     if !text.lines().any(|line| line.trim_start() == "Dropped: 0") {
         return Err(io::Error::other(format!("{HISTOGRAM} lost events: no witness")));
     }
+    exits.sort_unstable();
     Ok(exits)
 }
 
@@ -106,7 +108,8 @@ pub fn release() -> String {
 
 /// Lines of the kernel's log that no healthy run has.
 pub fn alarms() -> io::Result<Vec<String>> {
-    let mut log = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg")?;
+    let mut log =
+        File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg")?;
     let mut alarms = Vec::new();
     let mut record = [0; 8192];
     loop {
@@ -157,14 +160,17 @@ mod tests {
                     { exit_reason:        114 } hitcount:        552\n\
                     { exit_reason:       1024 } hitcount:          3\n\n\
                     Totals:\n    Hits: 555\n    Entries: 2\n    Dropped: 0\n";
-        assert_eq!(parse_histogram(text).unwrap(), BTreeMap::from([(114, 552), (1024, 3)]));
+        assert_eq!(parse_histogram(text).unwrap(), [(114, 552), (1024, 3)]);
         assert!(parse_histogram(&text.replace("Dropped: 0", "Dropped: 7")).is_err());
         assert!(parse_histogram(&text.replace("hitcount:          3", "hitcount: many")).is_err());
     }
 
     #[test]
     fn alarms_are_told_from_other_lines() {
-        assert_eq!(alarm("4,1,2,-;WARNING: CPU: 0 PID: 1\n SUBSYSTEM=x").as_deref(), Some("WARNING: CPU: 0 PID: 1"));
+        assert_eq!(
+            alarm("4,1,2,-;WARNING: CPU: 0 PID: 1\n SUBSYSTEM=x").as_deref(),
+            Some("WARNING: CPU: 0 PID: 1")
+        );
         assert_eq!(alarm("6,1,2,-;exitscope: loading out-of-tree module taints kernel."), None);
     }
 }

@@ -1,0 +1,27 @@
+# The project's commands. `make lab` and `make test` install what is missing, from Debian's packages.
+
+# Debian's cargo may be an old one beside the current cargo-web; a rustup toolchain on the PATH is used as it is.
+CARGO ?= cargo
+
+.PHONY: lab test prepush module clean setup
+
+# Boots a stock kernel with KVM in an emulated machine, runs a guest with our module loaded, prints its exits.
+lab: setup
+	@$(CARGO) build --quiet --release
+	@$(CARGO) run --quiet --release --bin exitscope -- lab run
+
+# All checks and tests.
+test: setup
+	@$(CARGO) xtask prepush
+
+prepush: test
+
+# Builds the kernel module for the kernel whose build tree is KDIR: target/module/RELEASE/exitscope.ko.
+module: setup
+	@$(MAKE) --no-print-directory -C kernel/module $(if $(KDIR),KDIR=$(abspath $(KDIR)))
+
+setup:
+	@./setup
+
+clean:
+	rm -rf target

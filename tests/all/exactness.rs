@@ -1,0 +1,74 @@
+//! Every exit is counted, once, for its reason, its vCPU and its VM; the kernel's own histogram is the witness.
+
+use exitscope_guest::workload::Workload;
+use exitscope_lab::job::Step;
+use exitscope_tests::{ISA, exits, exits_by_code, flat, guests, insert, machine, remove, sums_are_totals};
+
+const EXITS: u64 = 100_000;
+
+/// A name for a guest that causes so many exits of a kind.
+fn named(workload: Workload, count: u64) -> String {
+    format!("{}-{count}", workload.name())
+}
+
+#[test]
+fn every_kind_of_exit_is_counted_exactly_and_a_witness_agrees() {
+    let mut steps = vec![Step::Witness, insert("")];
+    for workload in Workload::ALL {
+        // One after the other: the first shows what the frame of a workload costs, the second adds the exits.
+        steps.extend(
+            [0, EXITS].map(|count| guests(vec![flat(&named(workload, count), workload.name(), count, 1)])),
+        );
+    }
+    steps.push(Step::Snapshot { label: "end".into() });
+    steps.push(Step::Testify { label: "end".into() });
+    steps.push(remove());
+    let told = machine("exactness", steps);
+
+    for workload in Workload::ALL {
+        let code = workload.exit_code(ISA);
+        let [frame, full] = [0, EXITS].map(|count| {
+            let vm = told.vm("end", &named(workload, count));
+            assert_eq!(vm.vcpus.len(), 1);
+            assert!(vm.finished);
+            exits(&vm.vcpus[0].reasons, code)
+        });
+        assert_eq!(full - frame, EXITS, "{}", workload.name());
+    }
+    let vms = told.snapshot("end");
+    assert_eq!(vms.len(), 2 * Workload::ALL.len());
+    sums_are_totals(vms);
+    assert_eq!(exits_by_code(vms), told.witness("end"));
+}
+
+#[test]
+fn two_guests_at_once_have_each_exactly_their_own() {
+    let pair = |count| {
+        let name = |workload: &str| format!("{workload}-{count}");
+        let [cpuid, rdmsr] = ["cpuid", "rdmsr"].map(|workload| flat(&name(workload), workload, count, 2));
+        guests(vec![cpuid, rdmsr])
+    };
+    let steps = vec![
+        Step::Witness,
+        insert(""),
+        pair(0),
+        pair(EXITS),
+        Step::Snapshot { label: "end".into() },
+        Step::Testify { label: "end".into() },
+    ];
+    let told = machine("two-guests", steps);
+    for (workload, other) in [(Workload::Cpuid, Workload::Rdmsr), (Workload::Rdmsr, Workload::Cpuid)] {
+        let [frame, full] = [0, EXITS].map(|count| told.vm("end", &named(workload, count)));
+        assert_eq!(full.vcpus.iter().map(|vcpu| vcpu.id).collect::<Vec<_>>(), [0, 1]);
+        for (frame, full) in frame.vcpus.iter().zip(&full.vcpus) {
+            let added = |workload: Workload| {
+                let code = workload.exit_code(ISA);
+                exits(&full.reasons, code) - exits(&frame.reasons, code)
+            };
+            assert_eq!(added(workload), EXITS, "{} on vCPU {}", workload.name(), full.id);
+            assert_eq!(added(other), 0, "{} on vCPU {} of the other guest", other.name(), full.id);
+        }
+    }
+    sums_are_totals(told.snapshot("end"));
+    assert_eq!(exits_by_code(told.snapshot("end")), told.witness("end"));
+}

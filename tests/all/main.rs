@@ -1,0 +1,9 @@
+//! Tests of the whole: the real KVM of a stock kernel, our module and our guests, in an emulated machine.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cli;
+mod cost;
+mod exactness;
+mod leaves;
+mod life;
+mod policy;
