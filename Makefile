@@ -18,7 +18,7 @@ prepush: test
 
 # Builds the kernel module for the kernel whose build tree is KDIR: target/module/RELEASE/exitscope.ko.
 module: setup
-	@$(MAKE) --no-print-directory -C kernel/module $(if $(KDIR),KDIR=$(abspath $(KDIR)))
+	@$(MAKE) --no-print-directory -C kernel/module $(if $(KDIR),KDIR=$(abspath $(KDIR))) report
 
 setup:
 	@./setup

@@ -75,9 +75,18 @@ fn optional(name: &str, tool: &str, source: &str, work: impl FnOnce() -> Result<
     Ok(())
 }
 
-/// Checks licences and sources of all dependencies. The tool is built once, in the cache of this project's target.
+/// Where tools are kept that are built once: in the lab's cache, or beside all else that is built.
+fn tools() -> PathBuf {
+    let variable = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = variable("EXITSCOPE_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|path| path.join("exitscope")))
+        .or_else(|| variable("HOME").map(|path| path.join(".cache/exitscope")));
+    cache.unwrap_or_else(|| root().join("target")).join("tools")
+}
+
+/// Checks licences and sources of all dependencies.
 fn deny() -> Result<()> {
-    let tools = root().join("target/tools");
+    let tools = tools();
     let program =
         ["cargo-deny".into(), tools.join("bin/cargo-deny")].into_iter().find(|program: &PathBuf| {
             let version =
@@ -90,7 +99,6 @@ fn deny() -> Result<()> {
             eprintln!("xtask: deny: builds cargo-deny, once (some minutes)");
             let mut install = cargo(&["install", "cargo-deny", "--locked", "--quiet", "--root"]);
             install.arg(&tools);
-            // Not into this project's flags and target: it is a program for this machine.
             run(install)?;
             tools.join("bin/cargo-deny")
         }
