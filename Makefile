@@ -7,8 +7,7 @@ CARGO ?= cargo
 
 # Boots a stock kernel with KVM in an emulated machine, runs a guest with our module loaded, prints its exits.
 lab: setup
-	@$(CARGO) build --quiet --release
-	@$(CARGO) run --quiet --release --bin exitscope -- lab run
+	@$(CARGO) run --release --bin exitscope -- lab run
 
 # All checks and tests.
 test: setup

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         // The reader of our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("exitscope: {error:#}");
+            eprintln!("exitscope: {}", explain(&error));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
@@ -52,6 +52,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Lab(command) => lab::run(command),
         Command::Vmm(args) => vmm::run(args),
     }
+}
+
+/// An error and its causes, without those that the text before has already told.
+fn explain(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .reduce(|text, cause| match text.contains(&cause) {
+            true => text,
+            false => format!("{text}: {cause}"),
+        })
+        .unwrap_or_default()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -115,6 +115,8 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
             "\nWhat the guest read through CPUID, beside what the host counted until the guest ended:\n"
         )?;
         write!(out, "{}", beside(guest, report))?;
+    } else if report.expose == "off" {
+        writeln!(out, "\nThe guest was told nothing (expose off).")?;
     }
     if report.timeline.len() > 1 {
         writeln!(out, "\nExits over the guest's life:\n")?;

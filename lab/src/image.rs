@@ -1,7 +1,7 @@
 //! Describes the first file system of an emulated machine and writes it as an initramfs.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -119,19 +119,6 @@ impl Image {
             write_node(&mut archive, path, node)?;
         }
         archive.finish().map(drop).map_err(Error::io("write", Path::new("the initramfs")))
-    }
-
-    /// Writes the image as a cpio archive to a file.
-    pub fn write_to(&self, path: &Path) -> Result<(), Error> {
-        let file = File::create(path).map_err(Error::io("write", path))?;
-        self.write(file).map_err(|error| match error {
-            Error::Io { what: "write", source, .. } => {
-                // Half an archive would boot to a panic that explains nothing.
-                let _ = fs::remove_file(path);
-                Error::Io { what: "write", path: path.into(), source }
-            }
-            error => error,
-        })
     }
 
     fn add(&mut self, path: &str, node: Node) -> Result<&mut Self, Error> {

@@ -97,14 +97,18 @@ pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Repo
         reasons,
         vms,
         timeline: shorten(timeline),
-        guest: outputs.first().and_then(view),
+        guest: guest_view(options, &outputs)?,
         quality,
     })
 }
 
-/// What the guest read; `None` when it was not told anything.
-fn view(output: &Output) -> Option<GuestView> {
-    serde_json::from_str(&output.stdout).ok()
+/// What the guest read; `None` for one that was told nothing or does not ask.
+fn guest_view(options: &Options, outputs: &[Output]) -> Result<Option<GuestView>, Error> {
+    if options.guest == GuestKind::Tiny || options.expose == Expose::Off {
+        return Ok(None);
+    }
+    let view = outputs.first().and_then(|output| serde_json::from_str(&output.stdout).ok());
+    view.map(Some).ok_or(Error::NotTold { what: "what the guest read" })
 }
 
 /// Leaves out ticks before the first exit, but one.

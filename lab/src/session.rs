@@ -2,8 +2,9 @@
 
 use std::env;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command};
 use std::time::Duration;
 
 use crate::cache::Cache;
@@ -101,13 +102,17 @@ impl Lab {
     /// does it. A step that fails and an alarm in the kernel's log are errors.
     pub fn run(&self, setup: &Setup, steps: Vec<Step>, progress: &mut Progress) -> Result<Vec<Event>, Error> {
         progress.phase("packs the emulated machine");
-        let initrd = tempfile::Builder::new()
-            .prefix("initrd")
-            .tempfile_in(&self.out)
-            .map_err(Error::io("make a file in", &self.out))?;
-        self.image(setup, steps)?.write_to(initrd.path())?;
+        // A file without a name, which the emulator opens as ours: nothing is left behind, whatever happens.
+        let initrd = tempfile::tempfile_in(&self.out).map_err(Error::io("make a file in", &self.out))?;
+        self.image(setup, steps)?.write(&initrd).map_err(|error| match error {
+            Error::Io { source, .. } => {
+                Error::Io { what: "write the initramfs to", path: self.out.clone(), source }
+            }
+            error => error,
+        })?;
+        let path = format!("/proc/{}/fd/{}", process::id(), initrd.as_raw_fd());
         let log = self.out.join(format!("{}.log", setup.name));
-        let mut machine = Machine::new(&self.boot_image, initrd.path(), &log);
+        let mut machine = Machine::new(&self.boot_image, path, &log);
         machine.deadline = setup.deadline;
         machine.icount = setup.icount;
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));

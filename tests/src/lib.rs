@@ -64,6 +64,11 @@ pub fn machine(name: &str, steps: Vec<Step>) -> Told {
     Told(told)
 }
 
+/// The kernel module as built for the lab's kernel.
+pub fn module() -> PathBuf {
+    root().join("target/module").join(lab().release()).join("exitscope.ko")
+}
+
 /// Measures what watching costs, as `exitscope lab bench` does.
 ///
 /// # Panics
