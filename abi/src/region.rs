@@ -74,6 +74,8 @@ pub struct Header {
     pub isa: AtomicU32,
     /// Exits of vCPUs that found no room for an account.
     pub unaccounted: AtomicU64,
+    /// Odd while numbers of finished VMs move to the sum of retired ones: who has read across a change reads again.
+    pub moves: AtomicU32,
 }
 
 /// What every cell but the first begins with.
@@ -170,7 +172,11 @@ const _: () = {
     assert!(size_of::<Counters>() == CELL_SIZE && align_of::<Counters>() == 64);
     assert!(size_of::<Header>() <= CELL_SIZE && size_of::<VmCell>() <= CELL_SIZE);
     assert!(size_of::<VcpuCell>() <= CELL_SIZE && size_of::<Head>() == 16);
-    assert!(offset_of!(Header, cells) == 16 && offset_of!(Header, unaccounted) == 32);
+    assert!(
+        offset_of!(Header, cells) == 16
+            && offset_of!(Header, unaccounted) == 32
+            && offset_of!(Header, moves) == 40
+    );
     assert!(offset_of!(VmCell, id) == 16 && offset_of!(VmCell, pid) == 24);
     assert!(offset_of!(VcpuCell, id) == 16);
     assert!(offset_of!(Counters, code) == 16 && offset_of!(Counters, exits) == 24);

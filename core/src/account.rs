@@ -68,6 +68,11 @@ pub struct Open<'a> {
 }
 
 impl<'a> Timer<'a> {
+    /// A clock with no exit open.
+    pub const fn new() -> Self {
+        Self { open: None }
+    }
+
     /// The vCPU left the guest for a reason whose counters these are, at tick `now`.
     ///
     /// An exit that was still open stays without a duration: KVM has re-entered without an entry event.

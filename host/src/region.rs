@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::fence;
+use std::thread;
 
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
@@ -97,14 +98,34 @@ impl Region {
         (1..count.min(LENGTH / CELL_SIZE)).map(|number| unsafe { self.base.cast().add(number).as_ref() })
     }
 
+    /// Reads again when numbers have moved between cells meanwhile.
+    fn steadily<T>(&self, read: impl Fn() -> T) -> T {
+        let moves = || self.header().moves.load(Acquire);
+        loop {
+            let before = moves();
+            let result = read();
+            fence(Acquire);
+            if before % 2 == 0 && moves() == before {
+                return result;
+            }
+            thread::yield_now();
+        }
+    }
+
     /// All exits so far, of all VMs: cheap enough for a timeline.
     pub fn exits(&self) -> u64 {
-        let counters = self.cells().filter(|cell| cell.head.kind.load(Relaxed) == kind::COUNTERS);
-        counters.map(|cell| cell.exits.load(Relaxed)).sum()
+        self.steadily(|| {
+            let counters = self.cells().filter(|cell| cell.head.kind.load(Relaxed) == kind::COUNTERS);
+            counters.map(|cell| cell.exits.load(Relaxed)).sum()
+        })
     }
 
     /// Reads everything.
     pub fn snapshot(&self) -> Snapshot {
+        self.steadily(|| self.read())
+    }
+
+    fn read(&self) -> Snapshot {
         let header = self.header();
         let isa = u8::try_from(header.isa.load(Relaxed)).ok().and_then(Isa::from_number);
         let mut vms: Vec<(u32, u64, Vm)> = Vec::new();

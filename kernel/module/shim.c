@@ -2,6 +2,7 @@
 /* What only kernel headers can say: tracepoints, a lock, memory, the character device. Decisions are in src/. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <asm/hypervisor.h>
 #include <asm/svm.h>
 #include <asm/tsc.h>
 #include <linux/gfp.h>
@@ -18,8 +19,11 @@
 
 #include "shim.h"
 
-#ifdef CONFIG_CFI_CLANG
-#error "exitscope's probes carry no CFI type hashes: this kernel (CONFIG_CFI_CLANG) is not supported"
+#if defined(CONFIG_CFI_CLANG) || defined(CONFIG_CFI)
+#error "exitscope's probes carry no CFI type hashes: this kernel (CONFIG_CFI) is not supported"
+#endif
+#ifdef CONFIG_PREEMPT_RT
+#error "exitscope allocates in its probes: this kernel (CONFIG_PREEMPT_RT) is not supported"
 #endif
 
 /* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
@@ -33,6 +37,9 @@ static void __used offsets(void)
 	OFFSET(exitscope_vcpu_regs, offsetof(struct kvm_vcpu, arch.regs));
 }
 static_assert(offsetof(struct vmcb, control.exit_code) == 0x70);
+/* As src/probe.rs has them. */
+static_assert(VCPU_REGS_RAX == 0 && VCPU_REGS_RCX == 1 && VCPU_REGS_RDX == 2 && VCPU_REGS_RBX == 3);
+static_assert(VCPU_REGS_RIP < ARRAY_SIZE(((struct kvm_vcpu *)0)->arch.regs));
 
 DEFINE_PER_CPU(const void *, exitscope_current);
 
@@ -61,7 +68,7 @@ void exitscope_unlock(unsigned long flags)
 
 void *exitscope_page_alloc(void)
 {
-	return (void *)get_zeroed_page(GFP_ATOMIC | __GFP_NOWARN);
+	return (void *)get_zeroed_page(GFP_NOWAIT | __GFP_NOWARN);
 }
 
 void exitscope_page_free(void *page)
@@ -72,7 +79,7 @@ void exitscope_page_free(void *page)
 void *exitscope_alloc(size_t size)
 {
 	/* Sizes that are a power of two are aligned to it, so the multiple of 64 that callers need always holds. */
-	return kzalloc(roundup_pow_of_two(size), GFP_ATOMIC | __GFP_NOWARN);
+	return kzalloc(roundup_pow_of_two(size), GFP_NOWAIT | __GFP_NOWARN);
 }
 
 void exitscope_free(void *memory)
@@ -225,6 +232,10 @@ static int __init exitscope_init(void)
 
 	if (boot_cpu_has(X86_FEATURE_SVM)) {
 		on_exit = exitscope_on_svm_exit;
+	} else if (hypervisor_is_type(X86_HYPER_MS_HYPERV)) {
+		/* KVM may keep its VMCS in memory there (enlightened VMCS), where VMREAD does not find it. */
+		pr_err("VMX under Hyper-V is not supported\n");
+		return -EOPNOTSUPP;
 	} else if (boot_cpu_has(X86_FEATURE_VMX)) {
 		on_exit = exitscope_on_vmx_exit;
 	} else {
@@ -234,26 +245,27 @@ static int __init exitscope_init(void)
 	err = exitscope_start();
 	if (err)
 		return err;
-	err = misc_register(&region_device);
-	if (err)
-		goto stop;
 	err = register_kprobe(&destroy_probe);
 	if (err) {
 		pr_err("this kernel's kvm has no %s to probe (%d)\n", destroy_probe.symbol_name, err);
-		goto device;
+		goto stop;
 	}
 	err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
 	if (err)
 		goto probe;
 	err = tracepoint_probe_register(&__tracepoint_kvm_exit, on_exit, NULL);
+	if (err)
+		goto entry;
+	/* Last: who has opened it would keep using a module that fails to load. */
+	err = misc_register(&region_device);
 	if (!err)
 		return 0;
+	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
+entry:
 	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
 	tracepoint_synchronize_unregister();
 probe:
 	unregister_kprobe(&destroy_probe);
-device:
-	misc_deregister(&region_device);
 stop:
 	exitscope_stop();
 	return err;

@@ -2,12 +2,12 @@
 
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize};
 
 use exitscope_abi::region::{
     CELL_SIZE, CELLS_PER_PAGE, Counters, Head, Header, MAGIC, MAX_PAGES, VERSION, VcpuCell, VmCell, flags,
-    kind,
+    kind, state,
 };
 
 use crate::ffi;
@@ -61,6 +61,13 @@ pub fn vcpu(number: Number) -> Option<&'static VcpuCell> {
     cell(number).map(|cell| unsafe { view(cell) })
 }
 
+/// Tells readers that numbers are about to move from cells to others, or have done so.
+pub fn announce_move() {
+    if let Some(header) = header() {
+        header.moves.fetch_add(1, AcqRel);
+    }
+}
+
 /// The cells that no one owns; part of what the registry's lock protects.
 #[derive(Debug)]
 pub struct Pool {
@@ -102,47 +109,53 @@ impl Pool {
         Some(())
     }
 
-    fn take(&mut self, kind: u32, owner: Number) -> Option<(Number, NonNull<c_void>)> {
+    /// Gives a cell to an owner; readers see it once `fill` has written what is not zero.
+    fn take<T: 'static>(
+        &mut self,
+        kind: u32,
+        owner: Number,
+        life: u32,
+        fill: impl FnOnce(&T),
+    ) -> Option<(Number, &'static T)> {
         if self.free == 0 && self.grow().is_none() {
             header()?.flags.fetch_or(flags::OVERFLOWED, Relaxed);
             return None;
         }
         let number = self.free;
         let cell = cell(number)?;
-        // SAFETY: every cell begins with a Head.
-        let head: &Head = unsafe { view(cell) };
+        // SAFETY: every cell begins with a Head, is as large as Counters, and `kind` stands for T: all are the
+        // region's structures.
+        let (head, words, whole): (&Head, &Counters, &T) = unsafe { (view(cell), view(cell), view(cell)) };
         self.free = head.owner.load(Relaxed);
-        // SAFETY: Counters covers a whole cell with atomics, whatever the cell is used for.
-        let words: &Counters = unsafe { view(cell) };
         clear(words);
+        fill(whole);
         head.owner.store(owner, Relaxed);
-        head.state.store(exitscope_abi::region::state::LIVE, Relaxed);
+        head.state.store(life, Relaxed);
         head.kind.store(kind, Release);
-        Some((number, cell))
+        Some((number, whole))
     }
 
     /// A cell for a VM.
-    pub fn take_vm(&mut self) -> Option<(Number, &'static VmCell)> {
-        let (number, cell) = self.take(kind::VM, 0)?;
-        // SAFETY: VmCell is the region's.
-        Some((number, unsafe { view(cell) }))
+    pub fn take_vm(&mut self, id: u64, pid: u32, life: u32) -> Option<Number> {
+        let fill = |vm: &VmCell| {
+            vm.id.store(id, Relaxed);
+            vm.pid.store(pid, Relaxed);
+        };
+        self.take(kind::VM, 0, life, fill).map(|(number, _)| number)
     }
 
     /// A cell for a vCPU of a VM.
-    pub fn take_vcpu(&mut self, vm: Number) -> Option<(Number, &'static VcpuCell)> {
-        let (number, cell) = self.take(kind::VCPU, vm)?;
-        // SAFETY: VcpuCell is the region's.
-        Some((number, unsafe { view(cell) }))
+    pub fn take_vcpu(&mut self, vm: Number, id: u32, life: u32) -> Option<Number> {
+        let fill = |vcpu: &VcpuCell| vcpu.id.store(id, Relaxed);
+        self.take(kind::VCPU, vm, life, fill).map(|(number, _)| number)
     }
 
     /// Counters for a code of a vCPU.
     pub fn take_counters(&mut self, vcpu: Number, code: u64) -> Option<(Number, &'static Counters)> {
-        let (number, cell) = self.take(kind::COUNTERS, vcpu)?;
-        // SAFETY: Counters is the region's.
-        let counters: &Counters = unsafe { view(cell) };
-        counters.code.store(code, Relaxed);
-        counters.min.store(u64::MAX, Relaxed);
-        Some((number, counters))
+        self.take(kind::COUNTERS, vcpu, state::LIVE, |counters: &Counters| {
+            counters.code.store(code, Relaxed);
+            counters.min.store(u64::MAX, Relaxed);
+        })
     }
 
     /// Takes a cell back. Readers see its kind and generation change before anything else.
@@ -151,7 +164,7 @@ impl Pool {
         // SAFETY: every cell begins with a Head.
         let head: &Head = unsafe { view(cell) };
         head.kind.store(kind::FREE, Relaxed);
-        head.generation.fetch_add(1, Release);
+        head.generation.fetch_add(1, AcqRel);
         head.owner.store(self.free, Relaxed);
         self.free = number;
     }

@@ -13,7 +13,7 @@ use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
 use exitscope_abi::reason::Isa;
 use exitscope_core::{Open, Setting, Table, answer};
 
-use crate::registry::{OwnVm, Slot, WholeHost, enroll, find};
+use crate::registry::{OwnVm, Slot, WholeHost, enroll, find, find_surely};
 use crate::{ffi, setting};
 
 /// VMCS field "exit reason" (SDM vol. 3 appendix B).
@@ -93,6 +93,8 @@ unsafe fn on_odd_exit(vcpu: *mut c_void, isa: Isa, code: u32) {
     let counters = slot.counters(isa, code);
     // SAFETY: this is the handler of the vCPU's event; the vCPU is alive.
     unsafe {
+        // A question that no entry has answered is past.
+        *slot.asked() = None;
         slot.timer().exit(counters, _rdtsc());
         if code == isa.cpuid() && may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
             ask(slot, vcpu, isa);
@@ -125,18 +127,21 @@ pub unsafe extern "C" fn exitscope_on_entry(_data: *mut c_void, vcpu: *mut c_voi
 #[cold]
 #[inline(never)]
 unsafe fn on_odd_entry(vcpu: *mut c_void, now: u64) {
-    let Some(slot) = find(vcpu) else { return };
+    let Some(slot) = find_surely(vcpu) else { return };
     set_current(slot);
     // SAFETY: the slot is the vCPU's, and this is the handler of its event; the vCPU is alive.
     unsafe {
-        if let Some(asked) = slot.asked().take() {
+        let asked = slot.asked().take();
+        // Where another exit has come since the question, KVM re-entered without an entry event: too late.
+        if slot.timer().entry(now) {
+            return;
+        }
+        if let Some(asked) = asked {
             if let Some(open) = asked.open {
                 slot.timer().resume(open);
+                slot.timer().entry(now);
             }
-            slot.timer().entry(now);
             give_answer(slot, vcpu, asked);
-        } else {
-            slot.timer().entry(now);
         }
     }
 }

@@ -7,10 +7,9 @@
 
 use core::cell::UnsafeCell;
 use core::ffi::{c_ulong, c_void};
-use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU32};
 
 use exitscope_abi::leaf::Scope;
 use exitscope_abi::reason::{Isa, MAX_REASONS};
@@ -36,20 +35,21 @@ pub struct Slot {
     next: AtomicPtr<Slot>,
     timer: UnsafeCell<Timer<'static>>,
     asked: UnsafeCell<Option<Asked>>,
-    overflow: &'static Counters,
+    overflow: AtomicPtr<Counters>,
     places: [AtomicPtr<Counters>; SLOTS],
-    /// The next vCPU of the same VM.
+    /// The next vCPU of the same VM, or the next free slot.
     sibling: AtomicPtr<Slot>,
-    vm: &'static Vm,
-    cell: Number,
-    overflow_cell: Number,
-    cells: [MaybeUninit<Number>; SLOTS],
+    vm: AtomicPtr<Vm>,
+    cell: AtomicU32,
+    overflow_cell: AtomicU32,
+    /// The cells of the counters in `places`.
+    cells: [AtomicU32; SLOTS],
     /// The next slot that was ever allocated.
-    elder: *mut Slot,
+    elder: AtomicPtr<Slot>,
 }
 
-// SAFETY: `timer` and `asked` are touched only by the CPU that handles the vCPU's events, or, once the vCPU is
-// destroyed, under the lock; `cells` only under the lock; the rest is atomic or written before publication.
+// SAFETY: `timer` and `asked` are touched only by the CPU that handles the vCPU's events, or under the lock while
+// the slot has no vCPU; the rest is atomic, as CPUs may look at a slot that is being given to another vCPU.
 unsafe impl Sync for Slot {}
 
 impl Table<'static> for Slot {
@@ -61,6 +61,34 @@ impl Table<'static> for Slot {
 }
 
 impl Slot {
+    const fn empty() -> Self {
+        Self {
+            vcpu: AtomicPtr::new(ptr::null_mut()),
+            next: AtomicPtr::new(ptr::null_mut()),
+            timer: UnsafeCell::new(Timer::new()),
+            asked: UnsafeCell::new(None),
+            overflow: AtomicPtr::new(ptr::null_mut()),
+            places: [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS],
+            sibling: AtomicPtr::new(ptr::null_mut()),
+            vm: AtomicPtr::new(ptr::null_mut()),
+            cell: AtomicU32::new(0),
+            overflow_cell: AtomicU32::new(0),
+            cells: [const { AtomicU32::new(0) }; SLOTS],
+            elder: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Counters of exits that have none of their own.
+    fn overflow(&self) -> &'static Counters {
+        // SAFETY: set before a slot is published, to counters that live until `stop`.
+        unsafe { &*self.overflow.load(Acquire) }
+    }
+
+    fn vm(&self) -> &'static Vm {
+        // SAFETY: set before a slot is published; VMs live until `stop`.
+        unsafe { &*self.vm.load(Acquire) }
+    }
+
     /// Whether this is the slot of that vCPU.
     #[inline(always)]
     pub fn is_of(&self, vcpu: *mut c_void) -> bool {
@@ -95,17 +123,17 @@ impl Slot {
         match locate(self, isa, code) {
             Place::Found(counters) => counters,
             Place::Empty(place) => self.admit(place, code),
-            Place::Full => self.overflow,
+            Place::Full => self.overflow(),
         }
     }
 
     #[cold]
     fn admit(&self, place: usize, code: u32) -> &'static Counters {
-        with(|registry| registry.install(self, place, code)).unwrap_or(self.overflow)
+        with(|registry| registry.install(self, place, code)).unwrap_or_else(|| self.overflow())
     }
 
     fn all(&self) -> impl Iterator<Item = &'static Counters> {
-        (0..SLOTS).filter_map(|place| self.get(place)).chain([self.overflow])
+        (0..SLOTS).filter_map(|place| self.get(place)).chain([self.overflow()])
     }
 
     fn add_to(&self, sum: &mut Sum, isa: Isa, scope: Scope) {
@@ -121,7 +149,7 @@ impl Slot {
                 (MAX_REASONS..SLOTS)
                     .filter_map(|place| self.get(place))
                     .for_each(|counters| sum.add(counters));
-                sum.add(self.overflow);
+                sum.add(self.overflow());
             }
         }
     }
@@ -164,7 +192,7 @@ pub struct OwnVm<'a>(pub &'a Slot, pub Isa);
 impl Figured for OwnVm<'_> {
     fn sum(&self, scope: Scope) -> Sum {
         let mut sum = Sum::default();
-        self.0.vm.slots().for_each(|slot| slot.add_to(&mut sum, self.1, scope));
+        self.0.vm().slots().for_each(|slot| slot.add_to(&mut sum, self.1, scope));
         sum
     }
 }
@@ -256,6 +284,11 @@ pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
     })
 }
 
+/// As [`find`], under the lock: what it does not find does not exist.
+pub fn find_surely(vcpu: *mut c_void) -> Option<&'static Slot> {
+    find(vcpu).or_else(|| with(|_| find(vcpu)))
+}
+
 /// Prepares the region and the account of retired VMs.
 pub fn start() -> Option<()> {
     let started = with(|registry| {
@@ -284,7 +317,7 @@ pub fn stop() {
         TABLE.iter().for_each(|link| link.store(ptr::null_mut(), Relaxed));
         registry.retired = None;
         registry.finished = 0;
-        free_chain(&mut registry.slots, |slot| slot.elder);
+        free_chain(&mut registry.slots, |slot| slot.elder.load(Relaxed));
         registry.free_slots = ptr::null_mut();
         let next = |vm: &Vm| {
             // SAFETY: the lock is held.
@@ -326,7 +359,12 @@ impl Registry {
             Some(vm) => vm,
             None => self.add_vm(kvm, state::LIVE)?,
         };
-        let slot = self.add_slot(vcpu, id, vm, state::LIVE)?;
+        let Some(slot) = self.add_slot(vcpu, id, vm, state::LIVE) else {
+            if known.is_none() {
+                self.drop_newest_vm();
+            }
+            return None;
+        };
         let bucket = bucket(vcpu);
         slot.next.store(bucket.load(Relaxed), Relaxed);
         bucket.store(ptr::from_ref(slot).cast_mut(), Release);
@@ -334,7 +372,10 @@ impl Registry {
     }
 
     fn add_vm(&mut self, kvm: *mut c_void, life: u32) -> Option<&'static Vm> {
-        let (cell, shown) = self.pool.take_vm()?;
+        let id = if kvm.is_null() { 0 } else { self.last_id + 1 };
+        // SAFETY: KVM's VM lives as long as its vCPU.
+        let pid = if kvm.is_null() { 0 } else { unsafe { ffi::exitscope_vm_pid(kvm) } };
+        let cell = self.pool.take_vm(id, pid, life)?;
         let Some(memory) = allocate(&mut self.free_vms, |vm: &Vm| {
             // SAFETY: the lock is held.
             unsafe { (*vm.guarded.get()).next }
@@ -342,13 +383,7 @@ impl Registry {
             self.pool.give_back(cell);
             return None;
         };
-        if !kvm.is_null() {
-            self.last_id += 1;
-            // SAFETY: KVM's VM lives as long as its vCPU.
-            shown.pid.store(unsafe { ffi::exitscope_vm_pid(kvm) }, Relaxed);
-        }
-        shown.id.store(if kvm.is_null() { 0 } else { self.last_id }, Relaxed);
-        shown.head.state.store(life, Relaxed);
+        self.last_id = id;
         let guarded = Guarded { kvm, cell, live: 0, finished: 0, next: self.vms };
         // SAFETY: allocated for a VM, and not yet known to anyone.
         unsafe {
@@ -359,56 +394,66 @@ impl Registry {
         Some(unsafe { memory.as_ref() })
     }
 
+    /// Undoes the last [`Registry::add_vm`].
+    fn drop_newest_vm(&mut self) {
+        // SAFETY: the lock is held; links are null or VMs.
+        let Some(vm) = (unsafe { self.vms.as_ref() }) else { return };
+        // SAFETY: as above.
+        let guarded = unsafe { &mut *vm.guarded.get() };
+        self.pool.give_back(guarded.cell);
+        self.vms = guarded.next;
+        guarded.next = self.free_vms;
+        self.free_vms = ptr::from_ref(vm).cast_mut();
+    }
+
     fn add_slot(&mut self, vcpu: *mut c_void, id: u32, vm: &'static Vm, life: u32) -> Option<&'static Slot> {
-        let vm_guarded = vm.guarded.get();
         // SAFETY: the lock is held.
-        let vm_cell = unsafe { (*vm_guarded).cell };
-        let (cell, shown) = self.pool.take_vcpu(vm_cell)?;
+        let guarded = unsafe { &mut *vm.guarded.get() };
+        let cell = self.pool.take_vcpu(guarded.cell, id, life)?;
         let Some((overflow_cell, overflow)) = self.pool.take_counters(cell, CODE_OVERFLOW) else {
             self.pool.give_back(cell);
             return None;
         };
-        let fresh = self.free_slots.is_null();
-        let Some(memory) = allocate(&mut self.free_slots, |slot: &Slot| slot.sibling.load(Relaxed)) else {
+        let Some(slot) = self.free_slot() else {
             self.pool.give_back(cell);
             self.pool.give_back(overflow_cell);
             return None;
         };
-        shown.id.store(id, Relaxed);
-        shown.head.state.store(life, Relaxed);
-        // SAFETY: a slot that was used before is initialised; a fresh one becomes the eldest's successor.
-        let elder = if fresh { self.slots } else { unsafe { memory.as_ref() }.elder };
-        let slot = Slot {
-            vcpu: AtomicPtr::new(vcpu),
-            next: AtomicPtr::new(ptr::null_mut()),
-            timer: UnsafeCell::new(Timer::default()),
-            asked: UnsafeCell::new(None),
-            overflow,
-            places: [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS],
-            sibling: AtomicPtr::new(vm.slots.load(Relaxed)),
-            vm,
-            cell,
-            overflow_cell,
-            cells: [const { MaybeUninit::uninit() }; SLOTS],
-            elder,
-        };
-        // SAFETY: allocated for a slot; a used one is in no chain any more.
-        unsafe { memory.write(slot) };
+        // SAFETY: the slot has no vCPU, and the lock is held.
+        unsafe {
+            *slot.timer() = Timer::new();
+            *slot.asked() = None;
+        }
+        slot.places.iter().for_each(|place| place.store(ptr::null_mut(), Relaxed));
+        slot.overflow.store(ptr::from_ref(overflow).cast_mut(), Relaxed);
+        slot.vm.store(ptr::from_ref(vm).cast_mut(), Relaxed);
+        slot.cell.store(cell, Relaxed);
+        slot.overflow_cell.store(overflow_cell, Relaxed);
+        slot.sibling.store(vm.slots.load(Relaxed), Relaxed);
+        slot.vcpu.store(vcpu, Release);
+        vm.slots.store(ptr::from_ref(slot).cast_mut(), Release);
+        guarded.live += 1;
+        Some(slot)
+    }
+
+    /// A slot without a vCPU: one that was used before, or a new one.
+    fn free_slot(&mut self) -> Option<&'static Slot> {
+        let fresh = self.free_slots.is_null();
+        let memory = allocate(&mut self.free_slots, |slot: &Slot| slot.sibling.load(Relaxed))?;
         if fresh {
+            let slot = Slot { elder: AtomicPtr::new(self.slots), ..Slot::empty() };
+            // SAFETY: allocated for a slot, and known to nobody.
+            unsafe { memory.write(slot) };
             self.slots = memory.as_ptr();
         }
-        vm.slots.store(memory.as_ptr(), Release);
-        // SAFETY: the lock is held.
-        unsafe { (*vm_guarded).live += 1 };
-        // SAFETY: just written; slots live until `stop`.
+        // SAFETY: initialised; slots live until `stop`.
         Some(unsafe { memory.as_ref() })
     }
 
     fn install(&mut self, slot: &Slot, place: usize, code: u32) -> Option<&'static Counters> {
-        let entry = slot.places.get(place)?;
-        let (number, counters) = self.pool.take_counters(slot.cell, code.into())?;
-        // SAFETY: `cells` is touched under the lock only; the place exists, as `places` has it.
-        unsafe { (&raw const slot.cells[place]).cast_mut().write(MaybeUninit::new(number)) };
+        let (entry, cell) = (slot.places.get(place)?, slot.cells.get(place)?);
+        let (number, counters) = self.pool.take_counters(slot.cell.load(Relaxed), code.into())?;
+        cell.store(number, Relaxed);
         entry.store(ptr::from_ref(counters).cast_mut(), Release);
         Some(counters)
     }
@@ -425,11 +470,11 @@ impl Registry {
             link = &other.next;
         }
         slot.vcpu.store(ptr::null_mut(), Relaxed);
-        if let Some(shown) = cells::vcpu(slot.cell) {
+        if let Some(shown) = cells::vcpu(slot.cell.load(Relaxed)) {
             shown.head.state.store(state::FINISHED, Release);
         }
         // SAFETY: the lock is held.
-        let vm = unsafe { &mut *slot.vm.guarded.get() };
+        let vm = unsafe { &mut *slot.vm().guarded.get() };
         vm.live -= 1;
         vm.finished += 1;
         self.finished += 1;
@@ -439,7 +484,11 @@ impl Registry {
                 shown.head.state.store(state::FINISHED, Release);
             }
         }
-        while self.finished > MAX_FINISHED && self.retire_oldest().is_some() {}
+        if self.finished > MAX_FINISHED {
+            cells::announce_move();
+            while self.finished > MAX_FINISHED && self.retire_oldest().is_some() {}
+            cells::announce_move();
+        }
     }
 
     /// Adds the numbers of the VM that was seen first among the finished ones to those of retired VMs, and takes
@@ -478,7 +527,7 @@ impl Registry {
     }
 
     fn retire(&mut self, slot: &Slot, retired: &Slot) {
-        for place in 0..SLOTS {
+        for (place, cell) in slot.cells.iter().enumerate() {
             let Some(counters) = slot.get(place) else { continue };
             let code = counters.code.load(Relaxed) as u32;
             let into = if place < MAX_REASONS {
@@ -486,13 +535,12 @@ impl Registry {
             } else {
                 None
             };
-            absorb(into.unwrap_or(retired.overflow), counters);
-            // SAFETY: `install` wrote the number before the place; the lock is held.
-            self.pool.give_back(unsafe { slot.cells[place].assume_init() });
+            absorb(into.unwrap_or_else(|| retired.overflow()), counters);
+            self.pool.give_back(cell.load(Relaxed));
         }
-        absorb(retired.overflow, slot.overflow);
-        self.pool.give_back(slot.overflow_cell);
-        self.pool.give_back(slot.cell);
+        absorb(retired.overflow(), slot.overflow());
+        self.pool.give_back(slot.overflow_cell.load(Relaxed));
+        self.pool.give_back(slot.cell.load(Relaxed));
         slot.sibling.store(self.free_slots, Relaxed);
         self.free_slots = ptr::from_ref(slot).cast_mut();
     }
