@@ -73,16 +73,6 @@ fn parse_version(line: &str) -> Option<(u32, u32, u32)> {
     Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
 }
 
-/// What runs the machine's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Accelerator {
-    /// QEMU's translator: works anywhere, emulates an AMD CPU with SVM.
-    #[default]
-    Tcg,
-    /// The machine's own `/dev/kvm`, which must offer nested virtualization.
-    Kvm,
-}
-
 /// A machine to emulate.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -100,8 +90,6 @@ pub struct Machine {
     pub board: String,
     /// The CPU model with its features, as QEMU's `-cpu` takes it.
     pub cpu: String,
-    /// What runs its instructions.
-    pub accelerator: Accelerator,
     /// Whether the clock counts instructions, so that costs are exact and repeatable. TCG only.
     pub icount: bool,
     /// Where the serial console goes.
@@ -130,7 +118,6 @@ impl Machine {
             cpus: 1,
             board: BOARD.into(),
             cpu: "max".into(),
-            accelerator: Accelerator::Tcg,
             icount: false,
             console_log: console_log.into(),
             deadline: Duration::from_secs(300),
@@ -172,7 +159,7 @@ impl Machine {
     fn arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
-        add("-accel", self.accelerator_argument().into());
+        add("-accel", "tcg".into());
         if self.icount {
             add("-icount", "shift=0,sleep=off".into());
         }
@@ -194,13 +181,6 @@ impl Machine {
         arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
         arguments.extend(self.extra.iter().cloned());
         arguments
-    }
-
-    fn accelerator_argument(&self) -> &'static str {
-        match self.accelerator {
-            Accelerator::Kvm => "kvm",
-            Accelerator::Tcg => "tcg",
-        }
     }
 }
 
@@ -265,11 +245,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// The emulator that runs the machine.
-    pub fn emulator(&self) -> &Emulator {
-        &self.emulator
-    }
-
     /// How long ago the machine was started.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()

@@ -78,34 +78,25 @@ impl Image {
         self.add(path, Node::Symlink { target: target.into() })
     }
 
-    /// Adds kernel modules as `/modules/NAME.ko`, and the list `/modules/order` of their names, one on a
-    /// line, in the order to load them in.
+    /// Adds kernel modules as `/modules/NAME.ko`.
     pub fn modules(&mut self, modules: &[Module]) -> Result<&mut Self, Error> {
-        let mut order = String::new();
         for module in modules {
             self.file(&format!("{MODULES}/{}.ko", module.name), &module.path, 0o644)?;
-            order.push_str(&module.name);
-            order.push('\n');
         }
-        self.bytes(&format!("{MODULES}/order"), order, 0o644)
+        Ok(self)
     }
 
-    /// Adds a dynamically linked program under its own path, with its interpreter and its libraries.
-    pub fn dynamic_tool(&mut self, program: impl AsRef<Path>) -> Result<&mut Self, Error> {
-        let program = program.as_ref();
+    /// Adds a dynamically linked program, with its interpreter and its libraries under their own paths.
+    pub fn dynamic_tool(&mut self, path: &str, program: &Path) -> Result<&mut Self, Error> {
         for file in shared_library::needed_by(program)? {
             self.host_file(&file)?;
         }
-        self.host_file(program)
+        self.file(path, program, 0o755)
     }
 
     /// Adds Debian's `cpuid` as `/usr/bin/cpuid`.
     pub fn cpuid_tool(&mut self) -> Result<&mut Self, Error> {
-        let program = CPUID.find()?;
-        for file in shared_library::needed_by(&program)? {
-            self.host_file(&file)?;
-        }
-        self.file("/usr/bin/cpuid", program, 0o755)
+        self.dynamic_tool("/usr/bin/cpuid", &CPUID.find()?)
     }
 
     fn host_file(&mut self, file: &Path) -> Result<&mut Self, Error> {
@@ -236,20 +227,17 @@ mod tests {
     }
 
     #[test]
-    fn modules_have_an_order() {
+    fn modules_go_into_one_directory() {
         let mut image = Image::new();
         let module = |name: &str| Module { name: name.into(), path: format!("/m/{name}.ko").into() };
         image.modules(&[module("kvm"), module("kvm_amd")]).unwrap();
-        assert!(
-            matches!(&image.nodes["/modules/order"], Node::Bytes { contents, .. } if contents == b"kvm\nkvm_amd\n")
-        );
-        assert!(image.nodes.contains_key("/modules/kvm_amd.ko"));
+        assert!(paths(&image).ends_with(&["/modules", "/modules/kvm.ko", "/modules/kvm_amd.ko"]));
     }
 
     #[test]
     fn a_dynamic_tool_brings_its_libraries() {
         let mut image = Image::new();
-        image.dynamic_tool("/bin/ls").unwrap();
+        image.dynamic_tool("/bin/ls", Path::new("/bin/ls")).unwrap();
         assert!(paths(&image).iter().any(|path| path.ends_with("/libc.so.6")));
         assert!(image.nodes.contains_key("/lib64/ld-linux-x86-64.so.2"));
     }

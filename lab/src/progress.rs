@@ -24,8 +24,6 @@ enum Style {
     Live,
     /// A line at the end of each phase.
     Plain,
-    /// Nothing.
-    Silent,
 }
 
 #[derive(Debug)]
@@ -50,11 +48,6 @@ impl Progress {
         Self::with(if live { Style::Live } else { Style::Plain })
     }
 
-    /// One that shows nothing.
-    pub fn silent() -> Self {
-        Self::with(Style::Silent)
-    }
-
     fn with(style: Style) -> Self {
         Self { style, started: Instant::now(), current: None }
     }
@@ -71,11 +64,11 @@ impl Progress {
     /// Says something by the way.
     pub fn note(&mut self, text: &str) {
         let Some(phase) = self.current.as_mut().filter(|phase| phase.live.is_some()) else {
-            return self.print(&format!("          {text}"));
+            return Self::print(&format!("          {text}"));
         };
         phase.live = None;
         let (name, started) = (phase.name.clone(), phase.started);
-        self.print(&format!("          {text}"));
+        Self::print(&format!("          {text}"));
         if let Some(phase) = &mut self.current {
             phase.live = Some(Live::start(name, started));
         }
@@ -84,7 +77,7 @@ impl Progress {
     /// Ends the last phase, and says how long all took.
     pub fn done(mut self) {
         self.end_phase(None);
-        self.print(&line(self.started.elapsed(), "in all"));
+        Self::print(&line(self.started.elapsed(), "in all"));
     }
 
     fn end_phase(&mut self, remark: Option<&str>) {
@@ -92,15 +85,13 @@ impl Progress {
             let elapsed = started.elapsed();
             drop(live);
             let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
-            self.print(&line(elapsed, &format!("{name}{remark}")));
+            Self::print(&line(elapsed, &format!("{name}{remark}")));
         }
     }
 
-    fn print(&self, line: &str) {
-        if self.style != Style::Silent {
-            // Whoever closed stderr does not want to know.
-            let _ = writeln!(io::stderr(), "{line}");
-        }
+    fn print(line: &str) {
+        // Whoever closed stderr does not want to know.
+        let _ = writeln!(io::stderr(), "{line}");
     }
 }
 
@@ -180,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_live_line_ends_when_its_phase_does() {
-        let mut progress = Progress::with(Style::Silent);
+        let mut progress = Progress::with(Style::Plain);
         progress.current = Some(Phase { name: "one".into(), started: Instant::now(), live: None });
         progress.phase("two");
         assert_eq!(progress.current.as_ref().map(|phase| phase.name.as_str()), Some("two"));
