@@ -9,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_host::render;
 use exitscope_lab::bench;
+use exitscope_lab::emulator::Vendor;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::run::{self, GuestKind, Options};
@@ -85,7 +86,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
 
 fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
     let mut progress = Progress::new();
-    let lab = Lab::prepare(Series::V6_12, &program()?, &args.out, &mut progress)?;
+    let lab = Lab::prepare(Vendor::Amd, Series::V6_12, &program()?, &args.out, &mut progress)?;
     let bench = bench::run(&lab, &mut progress)?;
     progress.done();
     if args.json {
@@ -100,9 +101,7 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
-    for (option, value, missing) in
-        [("vendor", &args.vendor, "intel"), ("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")]
-    {
+    for (option, value, missing) in [("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")] {
         if value == missing {
             bail!("--{option} {missing} is not built yet: leave it out");
         }
@@ -119,8 +118,10 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
         layout: Layout::from_name(&args.layout).with_context(|| format!("unknown layout {}", args.layout))?,
         expose: Expose::from_name(&args.expose).with_context(|| format!("unknown policy {}", args.expose))?,
     };
+    let vendor = Vendor::ALL.into_iter().find(|vendor| vendor.name() == args.vendor);
+    let vendor = vendor.with_context(|| format!("unknown vendor {}", args.vendor))?;
     let mut progress = Progress::new();
-    let lab = Lab::prepare(series, &program()?, &args.out, &mut progress)?;
+    let lab = Lab::prepare(vendor, series, &program()?, &args.out, &mut progress)?;
     let report = run::run(&lab, &options, &mut progress)?;
     progress.done();
     let path = args.out.join("report.json");

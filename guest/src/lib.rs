@@ -1,4 +1,4 @@
-//! What runs in the guest: reading the leaves, and named workloads that cause exits of one kind.
+//! What runs in a guest: reading the leaves, named workloads that cause exits of one kind, an emulator's debug port.
 //!
 //! ```no_run
 //! let leaves = exitscope_guest::leaves::Leaves::find()?;
@@ -6,5 +6,6 @@
 //! # Ok::<(), exitscope_guest::leaves::Absent>(())
 //! ```
 
+pub mod debug_port;
 pub mod leaves;
 pub mod workload;

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use rustix::system::{RebootCommand, reboot};
 
+use crate::emulator::Link;
 use crate::job::{GUEST_MARK, JOB, Job, Output};
 
 /// Whether this process is the agent: the first one, with a job.
@@ -19,15 +20,21 @@ pub fn is_called_for() -> bool {
 
 /// Does the job and ends the machine; comes back only when even that fails.
 pub fn main() -> io::Error {
+    let mut end = RebootCommand::PowerOff;
     let done =
         kernel::mount_all().and_then(|()| fs::read(JOB)).and_then(|text| Ok(serde_json::from_slice(&text)?));
     match done {
-        Ok(Job::Host { modules, steps }) => host::run(&modules, &steps),
+        Ok(Job::Host { link, modules, steps }) => {
+            host::run(link, &modules, &steps);
+            if link == Link::Frames {
+                end = RebootCommand::Restart;
+            }
+        }
         Ok(Job::Guest { commands }) => in_guest(&commands),
         Err(error) => eprintln!("agent: {error}"),
     }
     rustix::fs::sync();
-    match reboot(RebootCommand::PowerOff) {
+    match reboot(end) {
         Ok(()) => io::ErrorKind::Other.into(),
         Err(errno) => errno.into(),
     }

@@ -1,41 +1,81 @@
 //! Starts an emulated machine and reads the lines that it sends, until its end or a deadline.
 //!
-//! The machine's channel is a virtio-serial port named `exitscope` (inside, [`CHANNEL`]); outside it is
-//! the emulator's stdin, one end of a socket pair, so that it needs no file and ends when either side does.
+//! [`qemu`] emulates AMD CPUs, [`bochs`] Intel ones; each says how its machine's lines come out (its [`Link`]).
 //! The emulator never outlives its caller: it is killed when [`Running`] is dropped, and by the kernel
 //! (`PR_SET_PDEATHSIG`, set by `setpriv`) when the thread that started it ends in any other way.
+
+pub mod bochs;
+pub mod qemu;
 
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Console, Error};
-use crate::tool::{self, QEMU, SETPRIV};
+use crate::frame::Decoder;
+use crate::tool::{QEMU, SETPRIV};
 
-/// A kernel command line that boots a stock kernel fast and ends the emulator when the kernel panics.
-/// The self-tests of its ciphers, which nothing here uses, take a tenth of an emulated boot.
-pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1 cryptomgr.notests";
-
-/// The board. QEMU's `microvm` boots in three quarters of the time, but has nothing that a stock kernel can
-/// calibrate its time stamp counter by: the kernel then gives that up as a clock, and at times hangs.
-pub const BOARD: &str = "q35";
-
-/// The machine's end of its channel.
-pub const CHANNEL: &str = "/dev/vport0p1";
-
-/// The oldest emulator whose SVM is known to run KVM: that of Debian 12.
-const OLDEST: (u32, u32) = (7, 2);
 /// A line longer than this is a fault of the machine, not a result.
 const LONGEST_LINE: usize = 256 << 20;
 /// How many lines of the console an error shows.
 const TAIL_LINES: usize = 15;
 /// How often we look whether an emulator that closed its channel has ended.
 const END_POLL: Duration = Duration::from_millis(2);
+
+/// The vendor of an emulated CPU, which decides what emulates it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Vendor {
+    /// SVM with nested paging, emulated by QEMU TCG.
+    Amd,
+    /// VMX with EPT and VPID, emulated by Bochs.
+    Intel,
+}
+
+impl Vendor {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Amd, Self::Intel];
+
+    /// The name in options and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Amd => "amd",
+            Self::Intel => "intel",
+        }
+    }
+
+    /// The emulator's name in reports.
+    pub fn emulator(self) -> &'static str {
+        match self {
+            Self::Amd => "qemu-tcg",
+            Self::Intel => "bochs",
+        }
+    }
+
+    /// How lines come out of the machine.
+    pub fn link(self) -> Link {
+        match self {
+            Self::Amd => Link::Port,
+            Self::Intel => Link::Frames,
+        }
+    }
+}
+
+/// How lines come out of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// Through the virtio-serial port [`qemu::CHANNEL`].
+    Port,
+    /// Through the debug port, as [`crate::frame`] packs them.
+    Frames,
+}
 
 /// An emulator on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,26 +86,16 @@ pub struct Emulator {
     pub version: (u32, u32, u32),
 }
 
-/// Finds the emulator and asks for its version. An emulator that is too old for the lab is an error.
-pub fn probe() -> Result<Emulator, Error> {
-    let path = QEMU.find()?;
-    let text = tool::output(Command::new(&path).arg("--version").stdin(Stdio::null()))?;
-    let first = text.lines().next().unwrap_or_default().to_owned();
-    match parse_version(&first) {
-        Some(version) if (version.0, version.1) >= OLDEST => Ok(Emulator { path, version }),
-        Some(_) => Err(Error::EmulatorUnfit {
-            emulator: first,
-            reason: format!("its SVM cannot run KVM (before {}.{})", OLDEST.0, OLDEST.1),
-        }),
-        None => Err(Error::EmulatorUnfit {
-            emulator: path.display().to_string(),
-            reason: format!("`--version` said `{first}`"),
-        }),
+/// Finds the emulator and asks what it is. One that cannot run the lab is an error.
+pub fn probe(vendor: Vendor) -> Result<Emulator, Error> {
+    match vendor {
+        Vendor::Amd => qemu::probe(),
+        Vendor::Intel => bochs::probe(),
     }
 }
 
-fn parse_version(line: &str) -> Option<(u32, u32, u32)> {
-    let text = line.strip_prefix("QEMU emulator version ")?.split([' ', '(']).next()?;
+/// The numbers of a version such as `7.2.22`, whatever follows them.
+fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     let mut numbers = text.split('.').map(|number| {
         let digits = number.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
         digits.parse().ok()
@@ -76,6 +106,8 @@ fn parse_version(line: &str) -> Option<(u32, u32, u32)> {
 /// A machine to emulate.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    /// Vendor of its CPU.
+    pub vendor: Vendor,
     /// The kernel: a bzImage, or an ELF file with a PVH entry point.
     pub kernel: PathBuf,
     /// The initramfs.
@@ -84,13 +116,7 @@ pub struct Machine {
     pub command_line: String,
     /// Memory, in MiB.
     pub memory_mib: u32,
-    /// Number of CPUs.
-    pub cpus: u32,
-    /// The board, as QEMU's `-machine` takes it.
-    pub board: String,
-    /// The CPU model with its features, as QEMU's `-cpu` takes it.
-    pub cpu: String,
-    /// Whether the clock counts instructions, so that costs are exact and repeatable. TCG only.
+    /// Whether the clock counts instructions, so that costs are exact and repeatable. QEMU only; Bochs' always does.
     pub icount: bool,
     /// Where the serial console goes.
     pub console_log: PathBuf,
@@ -101,23 +127,23 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with the lab's usual hardware.
+    /// A machine with the lab's usual hardware: one CPU, since neither emulator is faster or safer with more.
     pub fn new(
+        vendor: Vendor,
         kernel: impl Into<PathBuf>,
         initrd: impl Into<PathBuf>,
         console_log: impl Into<PathBuf>,
     ) -> Self {
+        let (command_line, memory_mib) = match vendor {
+            Vendor::Amd => (qemu::COMMAND_LINE, qemu::MEMORY_MIB),
+            Vendor::Intel => (bochs::COMMAND_LINE, bochs::MEMORY_MIB),
+        };
         Self {
+            vendor,
             kernel: kernel.into(),
             initrd: initrd.into(),
-            command_line: COMMAND_LINE.into(),
-            memory_mib: 1024,
-            // One: kernels patch code that other CPUs run (static keys, tracepoints), and QEMU 7.2 with a thread
-            // per CPU now and then runs the stale INT3 of such a patch; with CPUs that take turns, KVM's guests
-            // hang now and then. With one CPU neither was ever seen.
-            cpus: 1,
-            board: BOARD.into(),
-            cpu: "max".into(),
+            command_line: command_line.into(),
+            memory_mib,
             icount: false,
             console_log: console_log.into(),
             deadline: Duration::from_secs(300),
@@ -127,17 +153,24 @@ impl Machine {
 
     /// Starts the machine. Keep the thread that called this alive: the machine ends with it.
     pub fn start(&self) -> Result<Running, Error> {
-        let emulator = probe()?;
-        let io = |what| Error::io(what, &emulator.path);
-        let (channel, theirs) = UnixStream::pair().map_err(io("make a channel for"))?;
-        let stderr = tempfile::tempfile().map_err(io("make a log for"))?;
+        let emulator = probe(self.vendor)?;
         // So that an old console is never taken for this machine's.
         File::create(&self.console_log).map_err(Error::io("write", &self.console_log))?;
+        let started = Instant::now();
+        let Prepared { mut arguments, stdin, channel, files } = match self.vendor {
+            Vendor::Amd => qemu::prepare(self, &emulator)?,
+            Vendor::Intel => bochs::prepare(self, &emulator)?,
+        };
+        arguments.extend(self.extra.iter().cloned());
+        let io = |what| Error::io(what, &emulator.path);
+        let stderr = tempfile::tempfile().map_err(io("make a log for"))?;
         let child = Command::new(SETPRIV.find()?)
             .args(["--pdeathsig", "KILL", "--"])
             .arg(&emulator.path)
-            .args(self.arguments())
-            .stdin(OwnedFd::from(theirs))
+            .args(arguments)
+            // Bochs draws its screen through curses, which wants to know on what.
+            .env("TERM", "xterm")
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(stderr.try_clone().map_err(io("make a log for"))?)
             .spawn()
@@ -150,51 +183,24 @@ impl Machine {
             stderr,
             emulator,
             console_log: self.console_log.clone(),
-            started: Instant::now(),
+            started,
             deadline: self.deadline,
             phase: "boots".into(),
+            link: self.vendor.link(),
+            decoder: Decoder::default(),
+            _files: files,
         })
-    }
-
-    fn arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = Vec::new();
-        let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
-        add("-accel", "tcg".into());
-        if self.icount {
-            add("-icount", "shift=0,sleep=off".into());
-        }
-        add("-machine", self.board.clone().into());
-        add("-cpu", self.cpu.clone().into());
-        add("-smp", self.cpus.to_string().into());
-        add("-m", self.memory_mib.to_string().into());
-        add("-display", "none".into());
-        add("-kernel", self.kernel.clone().into());
-        add("-initrd", self.initrd.clone().into());
-        add("-append", self.command_line.clone().into());
-        let mut console = OsString::from("file,id=console,path=");
-        console.push(quoted(&self.console_log));
-        add("-chardev", console);
-        add("-serial", "chardev:console".into());
-        add("-device", "virtio-serial-pci".into());
-        add("-chardev", "socket,id=channel,fd=0".into());
-        add("-device", "virtserialport,chardev=channel,name=exitscope".into());
-        arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
-        arguments.extend(self.extra.iter().cloned());
-        arguments
     }
 }
 
-/// A path as a value in one of QEMU's lists, where a comma is written twice.
-fn quoted(path: &Path) -> OsString {
-    let mut quoted = OsString::new();
-    let text = path.to_string_lossy();
-    for (index, part) in text.split(',').enumerate() {
-        if index > 0 {
-            quoted.push(",,");
-        }
-        quoted.push(part);
-    }
-    quoted
+/// What an emulator is started with.
+struct Prepared {
+    arguments: Vec<OsString>,
+    stdin: Stdio,
+    /// Our end of what the machine's lines come through.
+    channel: OwnedFd,
+    /// Files that the emulator opens by their numbers in this process.
+    files: Vec<OwnedFd>,
 }
 
 /// The emulator's process, which does not outlive this value.
@@ -231,7 +237,7 @@ impl Drop for Process {
 #[derive(Debug)]
 pub struct Running {
     process: Process,
-    channel: UnixStream,
+    channel: OwnedFd,
     /// What has come in and is not yet a line.
     pending: Vec<u8>,
     /// How much of that holds no end of a line.
@@ -242,6 +248,9 @@ pub struct Running {
     started: Instant,
     deadline: Duration,
     phase: String,
+    link: Link,
+    decoder: Decoder,
+    _files: Vec<OwnedFd>,
 }
 
 impl Running {
@@ -262,6 +271,13 @@ impl Running {
     pub fn next_line(&mut self) -> Result<Option<String>, Error> {
         loop {
             if let Some(line) = self.take_line() {
+                let line = match self.link {
+                    Link::Port => line,
+                    Link::Frames => match self.decoder.push(&line) {
+                        Some(line) => line,
+                        None => continue,
+                    },
+                };
                 let text = |_| self.channel_fault("bytes that are no UTF-8");
                 return String::from_utf8(line).map(Some).map_err(text);
             }
@@ -274,6 +290,11 @@ impl Running {
                 return Ok(None);
             }
         }
+    }
+
+    /// How many instructions the machine had executed when it sent its last line, if its emulator tells.
+    pub fn instructions(&self) -> Option<u64> {
+        (self.link == Link::Frames).then_some(self.decoder.instructions)
     }
 
     /// Waits until the machine has powered off. What it still sends is dropped.
@@ -308,7 +329,13 @@ impl Running {
     fn receive(&mut self) -> Result<bool, Error> {
         let mut buffer = [0; 1 << 16];
         let left = self.time_left()?;
-        let read = self.channel.set_read_timeout(Some(left)).and_then(|()| self.channel.read(&mut buffer));
+        let timeout = Timespec::try_from(left).ok();
+        let mut ready = [PollFd::new(&self.channel, PollFlags::IN)];
+        let read = match rustix::event::poll(&mut ready, timeout.as_ref()) {
+            Ok(0) => return self.receive_more(),
+            Ok(_) => rustix::io::read(&self.channel, &mut buffer).map_err(io::Error::from),
+            Err(errno) => Err(errno.into()),
+        };
         match read {
             // A last line may lack its end.
             Ok(0) if self.pending.is_empty() => Ok(false),
@@ -356,11 +383,11 @@ impl Running {
         };
         let console = self.console();
         let phase = self.phase.clone();
-        if !status.success() {
-            let stderr = self.stderr();
+        // Bochs knows no other way to end by itself than to panic.
+        if !status.success() && !self.decoder.has_shut_down() {
+            let stderr = format!("{}{}", self.stderr(), self.decoder.panic());
             if stderr.contains("invalid accelerator") {
-                let emulator = self.emulator.path.display().to_string();
-                return Err(Error::EmulatorUnfit { emulator, reason: stderr });
+                return Err(QEMU.unfit(self.emulator.path.display().to_string(), stderr));
             }
             return Err(Error::EmulatorFailed { phase, status, stderr, console });
         }

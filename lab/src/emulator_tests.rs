@@ -1,6 +1,7 @@
 //! Tests of the emulator's handling: with shell scripts in the machine's place, and with the real one.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 
 use super::*;
 
@@ -20,7 +21,7 @@ fn fake(script: &str, deadline: Duration) -> (tempfile::TempDir, Running) {
         .unwrap();
     let running = Running {
         process: Process { child, status: None },
-        channel,
+        channel: channel.into(),
         pending: Vec::new(),
         scanned: 0,
         stderr,
@@ -29,6 +30,9 @@ fn fake(script: &str, deadline: Duration) -> (tempfile::TempDir, Running) {
         started: Instant::now(),
         deadline,
         phase: "boots".into(),
+        link: Link::Port,
+        decoder: Decoder::default(),
+        _files: vec![],
     };
     (directory, running)
 }
@@ -104,33 +108,17 @@ fn dropping_it_ends_it() {
 #[test]
 fn versions_are_read() {
     let cases = [
-        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)", Some((7, 2, 22))),
-        ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)", Some((10, 0, 2))),
-        ("QEMU emulator version 9.1", Some((9, 1, 0))),
-        ("QEMU emulator version 11.0.0-rc2", Some((11, 0, 0))),
+        ("7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)", Some((7, 2, 22))),
+        ("10.0.2 (Debian 1:10.0.2+ds-2)", Some((10, 0, 2))),
+        ("9.1", Some((9, 1, 0))),
+        ("11.0.0-rc2", Some((11, 0, 0))),
+        ("2.7\n      Built from SVN snapshot", Some((2, 7, 0))),
         ("bochs 2.7", None),
         ("", None),
     ];
     for (line, expected) in cases {
         assert_eq!(parse_version(line), expected, "{line}");
     }
-}
-
-#[test]
-fn arguments_follow_the_machine() {
-    let mut machine = Machine::new("/k", "/i", "/tmp/a,b/console");
-    machine.extra = vec!["-device".into(), "edu".into()];
-    let line = |machine: &Machine| {
-        let arguments: Vec<_> = machine.arguments().into_iter().map(|a| a.into_string().unwrap()).collect();
-        arguments.join(" ")
-    };
-    let usual = line(&machine);
-    assert!(usual.contains("-accel tcg -machine q35"), "{usual}");
-    assert!(usual.contains("-cpu max -smp 1 -m 1024"), "{usual}");
-    assert!(usual.contains("path=/tmp/a,,b/console"), "{usual}");
-    assert!(usual.ends_with("-no-reboot -device edu"), "{usual}");
-    machine.icount = true;
-    assert!(line(&machine).contains("-accel tcg -icount shift=0,sleep=off"));
 }
 
 #[test]
@@ -143,7 +131,7 @@ fn the_console_is_shown_without_escape_sequences() {
 
 #[test]
 fn the_real_emulator_refuses_a_kernel_that_is_none() {
-    if let Err(error) = probe() {
+    if let Err(error) = probe(Vendor::Amd) {
         println!("skipped: {error}");
         return;
     }
@@ -151,7 +139,10 @@ fn the_real_emulator_refuses_a_kernel_that_is_none() {
     let file = |name: &str| directory.path().join(name);
     fs::write(file("kernel"), "no kernel").unwrap();
     fs::write(file("initrd"), "").unwrap();
-    let machine = Machine { deadline: LONG, ..Machine::new(file("kernel"), file("initrd"), file("console")) };
+    let machine = Machine {
+        deadline: LONG,
+        ..Machine::new(Vendor::Amd, file("kernel"), file("initrd"), file("console"))
+    };
     let error = machine.start().unwrap().finish().unwrap_err();
     assert!(matches!(&error, Error::EmulatorFailed { stderr, .. } if !stderr.is_empty()), "{error}");
 }

@@ -153,14 +153,14 @@ pub enum Error {
     },
 
     /// The emulator is too old, or built without what we need.
-    #[error(
-        "{emulator} cannot run the lab: {reason}; install Debian's qemu-system-x86 (7.2 or newer; run ./setup)"
-    )]
+    #[error("{emulator} cannot run the lab: {reason}; install Debian's {package} (run ./setup)")]
     EmulatorUnfit {
         /// The emulator and its version.
         emulator: String,
         /// What it lacks.
         reason: String,
+        /// The Debian package that has a better one.
+        package: &'static str,
     },
 
     /// The emulated machine took too long and was stopped.
@@ -226,6 +226,10 @@ pub enum Error {
         /// Where the search began.
         path: PathBuf,
     },
+
+    /// A machine's memory could not be filled.
+    #[error("cannot make the emulated machine: {0}")]
+    Memory(#[from] exitscope_vmm::Error),
 
     /// A step of the job failed in the emulated machine.
     #[error("{message}

@@ -3,6 +3,8 @@
 use exitscope_host::model::{Tick, Vm};
 use serde::{Deserialize, Serialize};
 
+use crate::emulator::Link;
+
 /// Where the agent finds its job, in the emulated machine and in its guests.
 pub const JOB: &str = "/job.json";
 /// Where the emulated machine keeps its guests' kernel.
@@ -20,6 +22,8 @@ pub const GUEST_MARK: &str = "@exitscope ";
 pub enum Job {
     /// The machine that runs KVM.
     Host {
+        /// How to tell events.
+        link: Link,
         /// Kernel modules to load first, in this order.
         modules: Vec<Insert>,
         /// What to do then.
@@ -147,6 +151,11 @@ pub enum Event {
     Phase {
         /// In words.
         text: String,
+    },
+    /// A kernel module has been loaded.
+    Inserted {
+        /// Its file.
+        path: String,
     },
     /// What our module has counted.
     Snapshot {

@@ -14,6 +14,7 @@ pub mod cache;
 pub mod cpio;
 pub mod emulator;
 pub mod error;
+pub mod frame;
 pub mod image;
 pub mod job;
 pub mod kernel;

@@ -1,7 +1,6 @@
 //! The main job: boots a guest on a stock KVM with our module, and makes a report of its exits.
 
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_abi::reason::Isa;
 use exitscope_host::model::{self, GuestView, Machine, Quality, Report, SCHEMA, Tick, Vm};
 
 use crate::error::Error;
@@ -78,13 +77,12 @@ pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Repo
     }
     let (isa, tsc_khz, vms, quality) = snapshot.ok_or(Error::NotTold { what: "its counters" })?;
     let reasons = model::merge(vms.iter().flat_map(|vm: &Vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
-    let vendor = if isa == Isa::Vmx.name() { "intel" } else { "amd" };
     Ok(Report {
         schema: SCHEMA.into(),
         machine: Machine {
             emulated: true,
-            emulator: "qemu-tcg".into(),
-            vendor: vendor.into(),
+            emulator: lab.vendor().emulator().into(),
+            vendor: lab.vendor().name().into(),
             kernel: lab.release().into(),
             paging: options.setup.paging.name().into(),
             tsc_khz,

@@ -8,7 +8,7 @@ use std::process::{self, Command};
 use std::time::Duration;
 
 use crate::cache::Cache;
-use crate::emulator::{self, Machine};
+use crate::emulator::{self, Machine, Vendor};
 use crate::error::Error;
 use crate::image::{Image, MODULES};
 use crate::job::{EXITSCOPE, Event, GUEST_INITRD, GUEST_KERNEL, Insert, JOB, Job, Step};
@@ -18,8 +18,13 @@ use crate::progress::Progress;
 use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
-/// Modules that the machine needs, besides those that they depend on: its channel's, and KVM on an AMD CPU.
-const MODULES_NEEDED: &[&str] = &["virtio_pci", "virtio_console", "kvm_amd"];
+/// Modules that a machine needs, besides those that they depend on: its channel's, and KVM's.
+fn modules_needed(vendor: Vendor) -> &'static [&'static str] {
+    match vendor {
+        Vendor::Amd => &["virtio_pci", "virtio_console", "kvm_amd"],
+        Vendor::Intel => &["kvm_intel"],
+    }
+}
 
 /// Whether KVM uses the CPU's second level of page tables for its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +43,21 @@ impl Paging {
             Self::Shadow => "shadow",
         }
     }
+
+    /// The parameters of a module of KVM's.
+    fn parameters(self, module: &str) -> &'static str {
+        match (module, self) {
+            ("kvm_amd", Self::Shadow) => "npt=0",
+            ("kvm_intel", Self::Shadow) => "ept=0 vpid=0",
+            _ => "",
+        }
+    }
 }
 
-/// Everything that emulated machines of one kernel are made of.
+/// Everything that emulated machines of one kernel and vendor are made of.
 #[derive(Debug)]
 pub struct Lab {
+    vendor: Vendor,
     kernel: Kernel,
     boot_image: PathBuf,
     modules: Vec<Module>,
@@ -74,23 +89,29 @@ impl Default for Setup {
 impl Lab {
     /// Finds or makes all parts. `program` is the `exitscope` command itself, a static binary; logs go to `out`.
     pub fn prepare(
+        vendor: Vendor,
         series: Series,
         program: &Path,
         out: &Path,
         progress: &mut Progress,
     ) -> Result<Self, Error> {
         // First of all, so that nothing is made in vain.
-        emulator::probe()?;
+        emulator::probe(vendor)?;
         fs::create_dir_all(out).map_err(Error::io("make", out))?;
         let cache = Cache::open()?;
         progress.phase(format!("finds a stock Linux {}", series.name()));
         let kernel = kernel::resolve(series, &cache)?;
         progress.phase(format!("prepares Linux {}", kernel.release));
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
-        let modules = modules::collect(&kernel, MODULES_NEEDED, &cache)?;
+        let modules = modules::collect(&kernel, modules_needed(vendor), &cache)?;
         progress.phase("builds the kernel module");
         let exitscope = build_module(&kernel)?;
-        Ok(Self { kernel, boot_image, modules, exitscope, program: program.into(), out: out.into() })
+        Ok(Self { vendor, kernel, boot_image, modules, exitscope, program: program.into(), out: out.into() })
+    }
+
+    /// Vendor of the machines' CPU.
+    pub fn vendor(&self) -> Vendor {
+        self.vendor
     }
 
     /// Release of the machines' kernel.
@@ -112,7 +133,7 @@ impl Lab {
         })?;
         let path = format!("/proc/{}/fd/{}", process::id(), initrd.as_raw_fd());
         let log = self.out.join(format!("{}.log", setup.name));
-        let mut machine = Machine::new(&self.boot_image, path, &log);
+        let mut machine = Machine::new(self.vendor, &self.boot_image, path, &log);
         machine.deadline = setup.deadline;
         machine.icount = setup.icount;
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
@@ -134,6 +155,12 @@ impl Lab {
                     // All is told; what the machine does to power off is of no interest.
                     return Ok(events);
                 }
+                Event::Inserted { path } => {
+                    if let Some(instructions) = running.instructions() {
+                        progress
+                            .note(&format!("{path} is loaded after {instructions} emulated instructions"));
+                    }
+                }
                 event => events.push(event),
             }
         }
@@ -146,15 +173,11 @@ impl Lab {
         let mut guest_initrd = Vec::new();
         guest.write(&mut guest_initrd)?;
 
-        let parameters = |name: &str| match (name, setup.paging) {
-            ("kvm_amd", Paging::Shadow) => "npt=0",
-            _ => "",
-        };
         let inserts = self.modules.iter().map(|module| Insert {
             path: format!("{MODULES}/{}.ko", module.name),
-            parameters: parameters(&module.name).into(),
+            parameters: setup.paging.parameters(&module.name).into(),
         });
-        let job = Job::Host { modules: inserts.collect(), steps };
+        let job = Job::Host { link: self.vendor.link(), modules: inserts.collect(), steps };
         let job = serde_json::to_vec(&job).map_err(|error| Error::StepFailed {
             message: format!("cannot write the job: {error}"),
             log: PathBuf::new(),

@@ -25,6 +25,7 @@ pub(crate) const LZ4: Tool = Tool { name: "lz4", package: "lz4" };
 pub(crate) const GZIP: Tool = Tool { name: "gzip", package: "gzip" };
 pub(crate) const CPUID: Tool = Tool { name: "cpuid", package: "cpuid" };
 pub(crate) const QEMU: Tool = Tool { name: "qemu-system-x86_64", package: "qemu-system-x86" };
+pub(crate) const BOCHS: Tool = Tool { name: "bochs", package: "bochs bochs-term" };
 pub(crate) const MAKE: Tool = Tool { name: "make", package: "make" };
 pub(crate) const SETPRIV: Tool = Tool { name: "setpriv", package: "util-linux" };
 
@@ -51,6 +52,11 @@ impl Tool {
         let mut command = Command::new(self.find()?);
         command.env("LC_ALL", "C").stdin(Stdio::null());
         Ok(command)
+    }
+
+    /// The error for an emulator that cannot run the lab.
+    pub fn unfit(self, emulator: String, reason: String) -> Error {
+        Error::EmulatorUnfit { emulator, reason, package: self.package }
     }
 
     fn missing(self) -> Error {

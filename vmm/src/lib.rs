@@ -26,6 +26,7 @@ mod acpi;
 mod cpuid;
 mod devices;
 mod error;
+pub mod firmware;
 mod flat;
 mod gate;
 mod layout;

@@ -9,9 +9,9 @@ use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
 pub const PAGE_TABLE_PAGES: usize = 6;
 
 /// Selector of the code segment, as Linux' boot protocol asks for it (`__BOOT_CS`).
-const CODE: u16 = 0x10;
+pub const CODE: u16 = 0x10;
 /// Selector of the data segment (`__BOOT_DS`).
-const DATA: u16 = 0x18;
+pub const DATA: u16 = 0x18;
 /// Selector of the task segment, two GDT slots long; VMX demands one in TR.
 const TASK: u16 = 0x20;
 
@@ -27,8 +27,16 @@ const CR0_NE: u64 = 1 << 5;
 const CR0_WP: u64 = 1 << 16;
 const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
+/// EFER's bit that enables 64-bit mode.
+pub const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
+
+/// CR0 and CR4 in 64-bit mode.
+pub const CR0: u64 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
+/// See [`CR0`].
+pub const CR4: u64 = CR4_PAE;
+/// Limit of the [`gdt`].
+pub const GDT_LIMIT: u16 = 6 * 8 - 1;
 
 /// Page tables for address `base` that map the first 4 GiB one to one with pages of 2 MiB.
 ///
@@ -57,11 +65,11 @@ pub fn set(sregs: &mut kvm_sregs) {
     sregs.cs = code();
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data(), data(), data(), data(), data());
     sregs.tr = task();
-    sregs.gdt = kvm_dtable { base: layout::GDT, limit: 6 * 8 - 1, ..Default::default() };
+    sregs.gdt = kvm_dtable { base: layout::GDT, limit: GDT_LIMIT, ..Default::default() };
     sregs.idt = kvm_dtable::default();
-    sregs.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
+    sregs.cr0 = CR0;
     sregs.cr3 = layout::PAGE_TABLES;
-    sregs.cr4 = CR4_PAE;
+    sregs.cr4 = CR4;
     sregs.efer = EFER_LME | EFER_LMA;
 }
 

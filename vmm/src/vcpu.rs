@@ -13,7 +13,7 @@ use std::io::{Error as IoError, ErrorKind};
 use vm_memory::GuestMemoryMmap;
 
 /// IA32_MTRR_DEF_TYPE, and its value for "MTRRs on, everything write-back" (SDM vol. 3 section 12.11.2.1).
-const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+pub const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 
 /// Where vCPUs start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

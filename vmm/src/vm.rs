@@ -47,9 +47,7 @@ impl Vm {
         let fd = create_vm(&kvm)?;
         prepare(&fd, mode)?;
         give_memory(&fd, &memory)?;
-        write(&memory, "the GDT", layout::GDT, &bytes(&long_mode::gdt()))?;
-        let tables = long_mode::page_tables(layout::PAGE_TABLES);
-        write(&memory, "the page tables", layout::PAGE_TABLES, &bytes(&tables))?;
+        write_tables(&memory)?;
         let tsc_deadline = mode == Mode::Linux && kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self { fd, memory, cpuid: cpuid.as_slice().to_vec(), mode, vcpus: config.vcpus, tsc_deadline })
     }
@@ -100,6 +98,13 @@ pub fn write(memory: &GuestMemoryMmap, what: &'static str, address: u64, bytes: 
     memory
         .write_slice(bytes, GuestAddress(address))
         .map_err(|error| Error::GuestMemory { what, detail: error.to_string() })
+}
+
+/// Writes what a processor needs to start in 64-bit mode: a GDT and page tables.
+pub fn write_tables(memory: &GuestMemoryMmap) -> Result<(), Error> {
+    write(memory, "the GDT", layout::GDT, &bytes(&long_mode::gdt()))?;
+    let tables = long_mode::page_tables(layout::PAGE_TABLES);
+    write(memory, "the page tables", layout::PAGE_TABLES, &bytes(&tables))
 }
 
 fn bytes(words: &[u64]) -> Vec<u8> {

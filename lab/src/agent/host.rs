@@ -4,20 +4,34 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
+use exitscope_guest::debug_port::DebugPort;
 use exitscope_host::region::{DEVICE, Region};
 
 use super::{guests, kernel, output_of};
-use crate::emulator::CHANNEL;
+use crate::emulator::Link;
+use crate::emulator::qemu::CHANNEL;
+use crate::frame;
 use crate::job::{Event, Insert, Step};
 
 /// Where events go: to the lab, one line of JSON each.
-pub struct Channel(File);
+pub struct Channel(Box<dyn Write>, Link);
 
 impl Channel {
+    fn open(link: Link) -> io::Result<Self> {
+        let out: Box<dyn Write> = match link {
+            Link::Port => Box::new(File::options().write(true).open(CHANNEL)?),
+            Link::Frames => Box::new(DebugPort::open()?),
+        };
+        Ok(Self(out, link))
+    }
+
     /// Tells an event.
     pub fn tell(&mut self, event: &Event) -> io::Result<()> {
         let mut line = serde_json::to_vec(event)?;
-        line.push(b'\n');
+        match self.1 {
+            Link::Port => line.push(b'\n'),
+            Link::Frames => line = frame::encode(&line),
+        }
         self.0.write_all(&line)
     }
 
@@ -27,12 +41,12 @@ impl Channel {
 }
 
 /// Loads the modules, does every step, and tells how it went.
-pub fn run(modules: &[Insert], steps: &[Step]) {
+pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
     // On some kernels the channel's driver is among the modules.
     let inserted = modules.iter().try_for_each(kernel::insert);
-    let mut channel = match File::options().write(true).open(CHANNEL) {
-        Ok(file) => Channel(file),
-        Err(error) => return eprintln!("agent: {CHANNEL}: {error}"),
+    let mut channel = match Channel::open(link) {
+        Ok(channel) => channel,
+        Err(error) => return eprintln!("agent: no channel: {error}"),
     };
     let done = inserted.and_then(|()| run_steps(steps, &mut channel)).and_then(|()| kernel::alarms());
     let last = match done {
@@ -40,7 +54,7 @@ pub fn run(modules: &[Insert], steps: &[Step]) {
         Err(error) => Event::Failed { message: error.to_string() },
     };
     if let Err(error) = channel.tell(&last) {
-        eprintln!("agent: {CHANNEL}: {error}");
+        eprintln!("agent: cannot tell the end: {error}");
     }
 }
 
@@ -50,7 +64,10 @@ pub(super) fn run_steps(steps: &[Step], channel: &mut Channel) -> io::Result<()>
 
 fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
     match step {
-        Step::Insert(insert) => kernel::insert(insert),
+        Step::Insert(insert) => {
+            kernel::insert(insert)?;
+            channel.tell(&Event::Inserted { path: insert.path.clone() })
+        }
         Step::Remove { name } => kernel::remove(name),
         Step::Set { parameter, value } => kernel::set(parameter, value),
         Step::Witness => kernel::witness(),
