@@ -58,6 +58,14 @@ impl Vendor {
         }
     }
 
+    /// The vendor's part of KVM.
+    pub fn kvm_module(self) -> &'static str {
+        match self {
+            Self::Amd => "kvm_amd",
+            Self::Intel => "kvm_intel",
+        }
+    }
+
     /// How lines come out of the machine.
     pub fn link(self) -> Link {
         match self {

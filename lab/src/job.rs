@@ -1,6 +1,6 @@
 //! What the emulated machine is told to do, and what it answers: the border between the lab and its agent.
 
-use exitscope_host::model::{Tick, Vm};
+use exitscope_host::model::{Quality, Tick, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::emulator::Link;
@@ -167,10 +167,8 @@ pub enum Event {
         tsc_khz: u32,
         /// Every VM.
         vms: Vec<Vm>,
-        /// Exits that found no room.
-        unaccounted: u64,
-        /// Whether memory was short.
-        overflowed: bool,
+        /// What must be known to judge the numbers.
+        quality: Quality,
     },
     /// What the kernel's own histogram has counted: exits per reason.
     Witness {

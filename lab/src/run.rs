@@ -1,18 +1,15 @@
 //! The main job: boots a guest on a stock KVM with our module, and makes a report of its exits.
 
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_host::model::{self, GuestView, Machine, Quality, Report, SCHEMA, Tick, Vm};
+use exitscope_host::model::{self, GuestView, Machine, Report, SCHEMA, Tick, Vm};
 
 use crate::error::Error;
 use crate::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
 use crate::progress::Progress;
-use crate::session::{Lab, Setup};
+use crate::session::{Lab, Paging, Setup};
 
 /// Resolution of the timeline, in ms.
 const SAMPLE_MS: u64 = 50;
-/// Names the one guest of a run.
-const GUEST: &str = "guest";
-const LABEL: &str = "end";
 
 /// What the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +39,12 @@ pub struct Options {
 const TINY_EXITS: u64 = 100_000;
 
 impl Options {
-    fn steps(&self) -> Vec<Step> {
+    fn insert(&self) -> Step {
         let parameters = format!("expose={} layout={}", self.expose.name(), self.layout.name());
+        Step::Insert(Insert { path: EXITSCOPE.into(), parameters })
+    }
+
+    fn guest(&self, paging: Paging) -> Guest {
         let payload = match self.guest {
             GuestKind::Tiny => Payload::Flat { workload: "cpuid".into(), iterations: TINY_EXITS, batch: 0 },
             GuestKind::Linux => {
@@ -51,31 +52,64 @@ impl Options {
                 Payload::Linux { commands: vec![command] }
             }
         };
-        let guest = Guest { name: GUEST.into(), vcpus: self.vcpus, payload };
-        vec![
-            Step::Insert(Insert { path: EXITSCOPE.into(), parameters }),
-            Step::Guests { guests: vec![guest], sample_ms: Some(SAMPLE_MS), meanwhile: vec![] },
-            Step::Snapshot { label: LABEL.into() },
-            Step::Remove { name: "exitscope".into() },
-        ]
+        Guest { name: paging.name().into(), vcpus: self.vcpus, payload }
     }
 }
 
 /// Runs it.
 pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Report, Error> {
-    let events = lab.run(&options.setup, options.steps(), progress)?;
-    let (mut timeline, mut outputs, mut snapshot) = (Vec::new(), Vec::new(), None);
+    let mut reports = run_each(lab, options, &[options.setup.paging], progress)?;
+    reports.pop().ok_or(Error::NotTold { what: "its counters" })
+}
+
+/// Runs it once with nested and once with shadow paging, in one machine whose KVM is loaded anew beneath our module.
+/// Each report has the exits of its own guest only.
+pub fn run_both(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<[Report; 2], Error> {
+    let mut options = options.clone();
+    options.setup.paging = Paging::Nested;
+    let reports = run_each(lab, &options, &[Paging::Nested, Paging::Shadow], progress)?;
+    reports.try_into().map_err(|_| Error::NotTold { what: "its counters" })
+}
+
+/// Runs it with each paging; the machine starts with that of the options.
+fn run_each(
+    lab: &Lab,
+    options: &Options,
+    pagings: &[Paging],
+    progress: &mut Progress,
+) -> Result<Vec<Report>, Error> {
+    let mut steps = vec![options.insert()];
+    for (index, &paging) in pagings.iter().enumerate() {
+        if index > 0 {
+            steps.extend(lab.reload_kvm(paging));
+        }
+        let guests = vec![options.guest(paging)];
+        steps.push(Step::Guests { guests, sample_ms: Some(SAMPLE_MS), meanwhile: vec![] });
+        steps.push(Step::Snapshot { label: paging.name().into() });
+    }
+    steps.push(Step::Remove { name: "exitscope".into() });
+    let events = lab.run(&options.setup, steps, progress)?;
+    let of_each = events.split_inclusive(|event| matches!(event, Event::Snapshot { .. }));
+    of_each.zip(pagings).map(|(events, &paging)| report(lab, options, paging, events)).collect()
+}
+
+/// The report of one guest, from what was told up to the snapshot after its end.
+fn report(lab: &Lab, options: &Options, paging: Paging, events: &[Event]) -> Result<Report, Error> {
+    let (mut timeline, mut guest, mut snapshot) = (&[][..], None, None);
     for event in events {
         match event {
             Event::Timeline { ticks } => timeline = ticks,
-            Event::Guest { outputs: told, .. } => outputs = told,
-            Event::Snapshot { isa, tsc_khz, vms, unaccounted, overflowed, .. } => {
-                snapshot = Some((isa, tsc_khz, vms, Quality { unaccounted, overflowed }));
+            Event::Guest { pid, outputs, .. } => guest = Some((*pid, outputs)),
+            Event::Snapshot { isa, tsc_khz, vms, quality, .. } => {
+                snapshot = Some((isa, *tsc_khz, vms, *quality));
             }
             _ => {}
         }
     }
+    let (pid, outputs) = guest.ok_or(Error::NotTold { what: "its guest" })?;
     let (isa, tsc_khz, vms, quality) = snapshot.ok_or(Error::NotTold { what: "its counters" })?;
+    // Other guests of the same machine have accounts of their own.
+    let vms: Vec<Vm> = vms.iter().filter(|vm| vm.pid == pid).cloned().collect();
     let reasons = model::merge(vms.iter().flat_map(|vm: &Vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
     Ok(Report {
         schema: SCHEMA.into(),
@@ -84,18 +118,18 @@ pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Repo
             emulator: lab.vendor().emulator().into(),
             vendor: lab.vendor().name().into(),
             kernel: lab.release().into(),
-            paging: options.setup.paging.name().into(),
+            paging: paging.name().into(),
             tsc_khz,
         },
         source: "module".into(),
-        isa,
+        isa: isa.clone(),
         layout: options.layout.name().into(),
         expose: options.expose.name().into(),
         total: model::total(&reasons),
         reasons,
         vms,
         timeline: shorten(timeline),
-        guest: guest_view(options, &outputs)?,
+        guest: guest_view(options, outputs)?,
         quality,
     })
 }
@@ -109,11 +143,13 @@ fn guest_view(options: &Options, outputs: &[Output]) -> Result<Option<GuestView>
     view.map(Some).ok_or(Error::NotTold { what: "what the guest read" })
 }
 
-/// Leaves out ticks before the first exit, but one.
-fn shorten(ticks: Vec<Tick>) -> Vec<Tick> {
-    let first = ticks.iter().position(|tick| tick.exits > 0).unwrap_or(0).saturating_sub(1);
-    let start = ticks.get(first).map_or(0, |tick| tick.t_ms);
-    ticks.into_iter().skip(first).map(|tick| Tick { t_ms: tick.t_ms - start, exits: tick.exits }).collect()
+/// Leaves out ticks before the first exit, but one, and exits that came before.
+fn shorten(ticks: &[Tick]) -> Vec<Tick> {
+    let Some(start) = ticks.first() else { return vec![] };
+    let first = ticks.iter().position(|tick| tick.exits > start.exits).unwrap_or(0).saturating_sub(1);
+    let origin = ticks[first];
+    let since = |tick: &Tick| Tick { t_ms: tick.t_ms - origin.t_ms, exits: tick.exits - origin.exits };
+    ticks[first..].iter().map(since).collect()
 }
 
 #[cfg(test)]
@@ -124,7 +160,8 @@ mod tests {
     fn a_timeline_begins_with_the_first_exits() {
         let ticks = [(0, 0), (50, 0), (100, 7), (150, 9)].map(|(t_ms, exits)| Tick { t_ms, exits });
         let expected = [(0, 0), (50, 7), (100, 9)].map(|(t_ms, exits)| Tick { t_ms, exits });
-        assert_eq!(shorten(ticks.to_vec()), expected);
-        assert_eq!(shorten(vec![]), []);
+        assert_eq!(shorten(&ticks), expected);
+        assert_eq!(shorten(&ticks.map(|tick| Tick { exits: tick.exits + 30, ..tick })), expected);
+        assert_eq!(shorten(&[]), []);
     }
 }

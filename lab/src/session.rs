@@ -119,6 +119,12 @@ impl Lab {
         &self.kernel.release
     }
 
+    /// Steps that load the vendor's part of KVM anew.
+    pub fn reload_kvm(&self, paging: Paging) -> [Step; 2] {
+        let name = self.vendor.kvm_module();
+        [Step::Remove { name: name.into() }, Step::Insert(insert(name, paging))]
+    }
+
     /// Boots a machine, does the steps, and gives back what it told. Our module is not loaded unless a step
     /// does it. A step that fails and an alarm in the kernel's log are errors.
     pub fn run(&self, setup: &Setup, steps: Vec<Step>, progress: &mut Progress) -> Result<Vec<Event>, Error> {
@@ -173,10 +179,7 @@ impl Lab {
         let mut guest_initrd = Vec::new();
         guest.write(&mut guest_initrd)?;
 
-        let inserts = self.modules.iter().map(|module| Insert {
-            path: format!("{MODULES}/{}.ko", module.name),
-            parameters: setup.paging.parameters(&module.name).into(),
-        });
+        let inserts = self.modules.iter().map(|module| insert(&module.name, setup.paging));
         let job = Job::Host { link: self.vendor.link(), modules: inserts.collect(), steps };
         let job = serde_json::to_vec(&job).map_err(|error| Error::StepFailed {
             message: format!("cannot write the job: {error}"),
@@ -192,6 +195,11 @@ impl Lab {
             .bytes(JOB, job, 0o644)?;
         Ok(image)
     }
+}
+
+/// Loads one of the machine's own modules.
+fn insert(module: &str, paging: Paging) -> Insert {
+    Insert { path: format!("{MODULES}/{module}.ko"), parameters: paging.parameters(module).into() }
 }
 
 /// Builds the kernel module if its sources are newer, and gives back its file.

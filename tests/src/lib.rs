@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use exitscope_abi::reason::Isa;
-use exitscope_host::model::{self, Reason, Vm};
+use exitscope_host::model::{self, Quality, Reason, Vm};
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
@@ -101,8 +101,8 @@ impl Told {
     /// The VMs of a snapshot.
     pub fn snapshot(&self, name: &str) -> &[Vm] {
         self.find("snapshot", name, |event| match event {
-            Event::Snapshot { label, vms, unaccounted, overflowed, .. } if label == name => {
-                assert_eq!((*unaccounted, *overflowed), (0, false), "memory was short");
+            Event::Snapshot { label, vms, quality, .. } if label == name => {
+                assert_eq!(*quality, Quality::default(), "memory was short");
                 Some(vms.as_slice())
             }
             _ => None,

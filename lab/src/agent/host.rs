@@ -100,7 +100,6 @@ fn snapshot(label: &str) -> io::Result<Event> {
         isa: snapshot.isa.map(|isa| isa.name().into()).unwrap_or_default(),
         tsc_khz: snapshot.tsc_khz,
         vms: snapshot.vms,
-        unaccounted: snapshot.quality.unaccounted,
-        overflowed: snapshot.quality.overflowed,
+        quality: snapshot.quality,
     })
 }
