@@ -97,6 +97,7 @@ pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Repo
         reasons,
         vms,
         timeline: shorten(timeline),
+        phases: Vec::new(),
         guest: guest_view(options, &outputs)?,
         quality,
     })
