@@ -1,5 +1,7 @@
 //! `exitscope lab`: the emulated machines.
 
+mod compare;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
+use exitscope_host::model::Report;
 use exitscope_host::render;
 use exitscope_lab::bench;
 use exitscope_lab::kernel::Series;
@@ -21,6 +24,8 @@ use crate::{print, print_json};
 pub enum Command {
     /// Boot a guest on a stock kernel's KVM and report its exits
     Run(RunArgs),
+    /// Compare two runs, or nested with shadow paging
+    Compare(compare::Args),
     /// Measure what watching costs, in instructions per exit
     Bench(BenchArgs),
 }
@@ -79,6 +84,7 @@ fn names<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> PossibleValues
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run_one(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Bench(args) => run_bench(&args),
     }
 }
@@ -100,27 +106,23 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
-    for (option, value, missing) in
-        [("vendor", &args.vendor, "intel"), ("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")]
-    {
-        if value == missing {
-            bail!("--{option} {missing} is not built yet: leave it out");
-        }
-    }
-    let series = Series::ALL.into_iter().find(|series| series.name() == args.kernel);
-    let series = series.with_context(|| format!("unknown kernel {}", args.kernel))?;
+    refuse_unbuilt(&[
+        ("vendor", &args.vendor, "intel"),
+        ("guest", &args.guest, "debian"),
+        ("vmm", &args.vmm, "qemu"),
+    ])?;
     let options = Options {
         setup: Setup {
             paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
             ..Setup::default()
         },
-        guest: if args.guest == "tiny" { GuestKind::Tiny } else { GuestKind::Linux },
+        guest: guest_kind(&args.guest),
         vcpus: args.vcpus,
         layout: Layout::from_name(&args.layout).with_context(|| format!("unknown layout {}", args.layout))?,
         expose: Expose::from_name(&args.expose).with_context(|| format!("unknown policy {}", args.expose))?,
     };
     let mut progress = Progress::new();
-    let lab = Lab::prepare(series, &program()?, &args.out, &mut progress)?;
+    let lab = Lab::prepare(series(&args.kernel)?, &program()?, &args.out, &mut progress)?;
     let report = run::run(&lab, &options, &mut progress)?;
     progress.done();
     let path = args.out.join("report.json");
@@ -130,6 +132,46 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
     }
     print(&render::report(&report))?;
     print(&format!("\nAll of it: {}\n", path.display()))
+}
+
+/// Boots the same guest with nested and with shadow paging; leaves nested.json and shadow.json in `--out`.
+fn run_both(args: &compare::Args) -> anyhow::Result<[Report; 2]> {
+    refuse_unbuilt(&[("vendor", &args.vendor, "intel"), ("guest", &args.guest, "debian")])?;
+    let mut progress = Progress::new();
+    let lab = Lab::prepare(series(&args.kernel)?, &program()?, &args.out, &mut progress)?;
+    let mut boot = |paging: Paging| -> anyhow::Result<Report> {
+        let options = Options {
+            setup: Setup { paging, ..Setup::default() },
+            guest: guest_kind(&args.guest),
+            vcpus: 1,
+            layout: Layout::Classic,
+            expose: Expose::Vm,
+        };
+        let report = run::run(&lab, &options, &mut progress)?;
+        let path = args.out.join(format!("{}.json", paging.name()));
+        write(&path, &serde_json::to_string_pretty(&report)?)?;
+        Ok(report)
+    };
+    let reports = [boot(Paging::Nested)?, boot(Paging::Shadow)?];
+    progress.done();
+    Ok(reports)
+}
+
+/// Refuses what the command line may ask for and the lab cannot do yet: option, value, value that is missing.
+fn refuse_unbuilt(asked: &[(&str, &str, &str)]) -> anyhow::Result<()> {
+    match asked.iter().find(|(_, value, missing)| value == missing) {
+        Some((option, _, missing)) => bail!("--{option} {missing} is not built yet: leave it out"),
+        None => Ok(()),
+    }
+}
+
+fn series(name: &str) -> anyhow::Result<Series> {
+    let series = Series::ALL.into_iter().find(|series| series.name() == name);
+    series.with_context(|| format!("unknown kernel {name}"))
+}
+
+fn guest_kind(name: &str) -> GuestKind {
+    if name == "tiny" { GuestKind::Tiny } else { GuestKind::Linux }
 }
 
 /// This very program, which runs in the emulated machine too.
