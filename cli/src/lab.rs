@@ -1,5 +1,7 @@
 //! `exitscope lab`: the emulated machines.
 
+mod compare;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
+use exitscope_host::model::Report;
 use exitscope_host::render;
 use exitscope_lab::bench;
 use exitscope_lab::emulator::Vendor;
@@ -22,6 +25,8 @@ use crate::{print, print_json};
 pub enum Command {
     /// Boot a guest on a stock kernel's KVM and report its exits
     Run(RunArgs),
+    /// Compare two runs, or nested with shadow paging
+    Compare(compare::Args),
     /// Measure what watching costs, in instructions per exit
     Bench(BenchArgs),
 }
@@ -80,6 +85,7 @@ fn names<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> PossibleValues
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run_one(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Bench(args) => run_bench(&args),
     }
 }
@@ -101,27 +107,19 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
-    for (option, value, missing) in [("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")] {
-        if value == missing {
-            bail!("--{option} {missing} is not built yet: leave it out");
-        }
-    }
-    let series = Series::ALL.into_iter().find(|series| series.name() == args.kernel);
-    let series = series.with_context(|| format!("unknown kernel {}", args.kernel))?;
+    refuse_unbuilt(&[("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")])?;
     let options = Options {
         setup: Setup {
             paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
             ..Setup::default()
         },
-        guest: if args.guest == "tiny" { GuestKind::Tiny } else { GuestKind::Linux },
+        guest: guest_kind(&args.guest),
         vcpus: args.vcpus,
         layout: Layout::from_name(&args.layout).with_context(|| format!("unknown layout {}", args.layout))?,
         expose: Expose::from_name(&args.expose).with_context(|| format!("unknown policy {}", args.expose))?,
     };
-    let vendor = Vendor::ALL.into_iter().find(|vendor| vendor.name() == args.vendor);
-    let vendor = vendor.with_context(|| format!("unknown vendor {}", args.vendor))?;
     let mut progress = Progress::new();
-    let lab = Lab::prepare(vendor, series, &program()?, &args.out, &mut progress)?;
+    let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
     let report = run::run(&lab, &options, &mut progress)?;
     progress.done();
     let path = args.out.join("report.json");
@@ -131,6 +129,50 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
     }
     print(&render::report(&report))?;
     print(&format!("\nAll of it: {}\n", path.display()))
+}
+
+/// Runs the same guest with nested and with shadow paging; leaves nested.json and shadow.json in `--out`.
+fn run_both(args: &compare::Args) -> anyhow::Result<[Report; 2]> {
+    refuse_unbuilt(&[("guest", &args.guest, "debian")])?;
+    let mut progress = Progress::new();
+    let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
+    let options = Options {
+        setup: Setup::default(),
+        guest: guest_kind(&args.guest),
+        vcpus: 1,
+        layout: Layout::Classic,
+        expose: Expose::Vm,
+    };
+    let reports = run::run_both(&lab, &options, &mut progress)?;
+    progress.done();
+    for report in &reports {
+        let path = args.out.join(format!("{}.json", report.machine.paging));
+        write(&path, &serde_json::to_string_pretty(report)?)?;
+    }
+    Ok(reports)
+}
+
+fn prepare(vendor: &str, kernel: &str, out: &Path, progress: &mut Progress) -> anyhow::Result<Lab> {
+    let known = Vendor::ALL.into_iter().find(|known| known.name() == vendor);
+    let vendor = known.with_context(|| format!("unknown vendor {vendor}"))?;
+    Ok(Lab::prepare(vendor, series(kernel)?, &program()?, out, progress)?)
+}
+
+/// Refuses what the command line may ask for and the lab cannot do yet: option, value, value that is missing.
+fn refuse_unbuilt(asked: &[(&str, &str, &str)]) -> anyhow::Result<()> {
+    match asked.iter().find(|(_, value, missing)| value == missing) {
+        Some((option, _, missing)) => bail!("--{option} {missing} is not built yet: leave it out"),
+        None => Ok(()),
+    }
+}
+
+fn series(name: &str) -> anyhow::Result<Series> {
+    let series = Series::ALL.into_iter().find(|series| series.name() == name);
+    series.with_context(|| format!("unknown kernel {name}"))
+}
+
+fn guest_kind(name: &str) -> GuestKind {
+    if name == "tiny" { GuestKind::Tiny } else { GuestKind::Linux }
 }
 
 /// This very program, which runs in the emulated machine too.

@@ -1,8 +1,9 @@
 //! What runs in user space on the host: the data model, where its numbers come from, and how they are shown.
 //!
 //! One direction: a source ([`region`]) gives a snapshot, a snapshot becomes a [`model::Report`], a report is
-//! shown ([`render`]) or written as JSON.
+//! shown ([`render`]) or written as JSON. Two reports make a [`compare::Comparison`].
 
+pub mod compare;
 pub mod model;
 pub mod region;
 pub mod render;

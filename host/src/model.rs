@@ -34,6 +34,9 @@ pub struct Report {
     pub vms: Vec<Vm>,
     /// How exits came over time.
     pub timeline: Vec<Tick>,
+    /// What the guest did when, if known: firmware, kernel, …; in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
     /// What the guest itself read, if one did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub guest: Option<GuestView>,
@@ -56,6 +59,32 @@ pub struct Machine {
     pub paging: String,
     /// Frequency of the time stamp counter in kHz; 0 when unknown.
     pub tsc_khz: u32,
+}
+
+impl Machine {
+    /// The kernel and the CPU in words: `Linux 6.12.1 on an emulated AMD CPU (qemu-tcg)`.
+    pub fn describe(&self) -> String {
+        let Self { kernel, emulator, .. } = self;
+        let vendor = self.vendor_name();
+        match self.emulated {
+            true => format!("Linux {kernel} on an emulated {vendor} CPU ({emulator})"),
+            false => format!("Linux {kernel} on a real {vendor} CPU"),
+        }
+    }
+
+    /// The vendor as it is written: `AMD`, `Intel`.
+    pub fn vendor_name(&self) -> &str {
+        vendor_name(&self.vendor)
+    }
+}
+
+/// A vendor as it is written: `AMD`, `Intel`.
+pub fn vendor_name(vendor: &str) -> &str {
+    match vendor {
+        "amd" => "AMD",
+        "intel" => "Intel",
+        other => other,
+    }
 }
 
 /// Exits and cycles of all reasons.
@@ -151,6 +180,26 @@ pub struct Tick {
     pub t_ms: u64,
     /// Exits of all VMs so far.
     pub exits: u64,
+}
+
+/// A stretch of a guest's life. Times are in ms on the clock of the timeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// `firmware`, `kernel`, `initramfs`, `userspace`.
+    pub name: String,
+    /// When it began.
+    pub start_ms: u64,
+    /// When the next one began, or the guest ended.
+    pub end_ms: u64,
+    /// Exits of all VMs in it.
+    pub exits: u64,
+}
+
+impl Phase {
+    /// Exits per second; `None` for a phase that took less than a millisecond.
+    pub fn rate(&self) -> Option<u64> {
+        (self.exits * 1000).checked_div(self.end_ms.saturating_sub(self.start_ms))
+    }
 }
 
 /// What a guest read from the leaves.

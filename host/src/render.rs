@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use crate::model::{GuestView, Reason, Report, Tick, Total};
+use crate::model::{GuestView, Phase, Reason, Report, Tick, Total};
 
 /// Columns of text, the first aligned left, the others right.
 #[derive(Debug, Default)]
@@ -120,7 +120,10 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
     }
     if report.timeline.len() > 1 {
         writeln!(out, "\nExits over the guest's life:\n")?;
-        write!(out, "{}", timeline(&report.timeline))?;
+        write!(out, "{}", timeline(&report.timeline, &report.phases))?;
+    }
+    if !report.phases.is_empty() {
+        write!(out, "\n{}", phases(&report.phases))?;
     }
     let quality = &report.quality;
     if quality.overflowed || quality.unaccounted > 0 {
@@ -152,25 +155,46 @@ const ROWS: u64 = 20;
 /// Characters of its longest bar.
 const BAR: u64 = 40;
 
-/// A timeline as bars of exits per equal stretch of time.
-pub fn timeline(ticks: &[Tick]) -> String {
+/// A timeline as bars of exits per equal stretch of time, each with the phases that begin in it.
+pub fn timeline(ticks: &[Tick], phases: &[Phase]) -> String {
     let (Some(first), Some(last)) = (ticks.first(), ticks.last()) else { return String::new() };
     let length = (last.t_ms - first.t_ms).max(1);
     let step = length.div_ceil(ROWS).next_multiple_of(50);
     let at = |time: u64| ticks.iter().rev().find(|tick| tick.t_ms <= time).map_or(0, |tick| tick.exits);
     let starts: Vec<u64> = (0..length.div_ceil(step)).map(|row| first.t_ms + row * step).collect();
-    let rows: Vec<(u64, u64)> = starts
-        .iter()
-        .map(|&start| (start - first.t_ms, at(start + step).saturating_sub(at(start))))
-        .collect();
+    let rows: Vec<(u64, u64)> =
+        starts.iter().map(|&start| (start, at(start + step).saturating_sub(at(start)))).collect();
     let most = rows.iter().map(|&(_, exits)| exits).max().unwrap_or(0).max(1);
     let mut text = String::new();
     for (start, exits) in rows {
         let bar = "#".repeat((exits * BAR).div_ceil(most) as usize);
         let rate = exits * 1000 / step;
-        let _ = writeln!(text, "{:>7} ms  {bar:<40}  {:>9}/s", grouped(start), grouped(rate));
+        let begins = |phase: &&Phase| (start..start + step).contains(&phase.start_ms.max(first.t_ms));
+        let names: Vec<&str> = phases.iter().filter(begins).map(|phase| phase.name.as_str()).collect();
+        let line = format!(
+            "{:>7} ms  {bar:<40}  {:>9}/s  {}",
+            grouped(start - first.t_ms),
+            grouped(rate),
+            names.join(", ")
+        );
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     text
+}
+
+/// The phases of a boot.
+pub fn phases(phases: &[Phase]) -> String {
+    let mut table = Table::new(&["PHASE", "FROM", "TO", "EXITS", "EXITS/S"]);
+    for phase in phases {
+        table.row([
+            phase.name.clone(),
+            format!("{} ms", grouped(phase.start_ms)),
+            format!("{} ms", grouped(phase.end_ms)),
+            grouped(phase.exits),
+            phase.rate().map_or("-".into(), grouped),
+        ]);
+    }
+    table.to_string()
 }
 
 #[cfg(test)]
@@ -205,10 +229,28 @@ mod tests {
     #[test]
     fn a_timeline_adds_up_to_its_exits() {
         let ticks: Vec<Tick> = (0..=40).map(|i| Tick { t_ms: 100 + i * 50, exits: i * i }).collect();
-        let text = timeline(&ticks);
+        let text = timeline(&ticks, &[]);
         assert_eq!(text.lines().count(), 20);
         assert!(text.lines().last().unwrap().contains('#'));
-        assert_eq!(timeline(&[]), "");
+        assert_eq!(timeline(&[], &[]), "");
+    }
+
+    #[test]
+    fn a_timeline_marks_where_phases_begin() {
+        let ticks = [0, 50, 100, 150].map(|t_ms| Tick { t_ms, exits: 2 * t_ms });
+        let phase = |name: &str, start_ms, end_ms| Phase {
+            name: name.into(),
+            start_ms,
+            end_ms,
+            exits: 2 * (end_ms - start_ms),
+        };
+        let boot = [phase("firmware", 0, 10), phase("kernel", 10, 110), phase("userspace", 110, 150)];
+        let marked = timeline(&ticks, &boot);
+        let ends: Vec<&str> = marked.lines().filter_map(|line| line.split("/s").nth(1)).collect();
+        assert_eq!(ends, ["  firmware, kernel", "", "  userspace"]);
+        let table = phases(&boot);
+        let row: Vec<&str> = table.lines().nth(2).unwrap().split_whitespace().collect();
+        assert_eq!(row, ["kernel", "10", "ms", "110", "ms", "200", "2,000"]);
     }
 
     #[test]

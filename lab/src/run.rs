@@ -129,6 +129,7 @@ fn report(lab: &Lab, options: &Options, paging: Paging, events: &[Event]) -> Res
         reasons,
         vms,
         timeline: shorten(timeline),
+        phases: Vec::new(),
         guest: guest_view(options, outputs)?,
         quality,
     })
