@@ -59,6 +59,9 @@ pub struct Machine {
     pub paging: String,
     /// Frequency of the time stamp counter in kHz; 0 when unknown.
     pub tsc_khz: u32,
+    /// Emulated instructions from reset until our module was loaded, where the emulator tells.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub instructions_to_module: Option<u64>,
 }
 
 impl Machine {

@@ -107,6 +107,9 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
             machine.emulator
         )?;
     }
+    if let Some(instructions) = machine.instructions_to_module {
+        writeln!(out, "The module was loaded {} emulated instructions after reset.", grouped(instructions))?;
+    }
     writeln!(out, "\n{} exits, {} cycles\n", grouped(report.total.exits), grouped(report.total.cycles))?;
     write!(out, "{}", reasons(&report.reasons, report.total))?;
     if let Some(guest) = &report.guest {

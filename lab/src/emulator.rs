@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use exitscope_abi::reason::Isa;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,14 @@ impl Vendor {
         match self {
             Self::Amd => "amd",
             Self::Intel => "intel",
+        }
+    }
+
+    /// Its virtualization's instruction set.
+    pub fn isa(self) -> Isa {
+        match self {
+            Self::Amd => Isa::Svm,
+            Self::Intel => Isa::Vmx,
         }
     }
 

@@ -156,6 +156,9 @@ pub enum Event {
     Inserted {
         /// Its file.
         path: String,
+        /// How many instructions the machine had executed by then, which only the lab can know, of some emulators.
+        #[serde(default)]
+        instructions: Option<u64>,
     },
     /// What our module has counted.
     Snapshot {

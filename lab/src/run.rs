@@ -89,12 +89,25 @@ fn run_each(
     }
     steps.push(Step::Remove { name: "exitscope".into() });
     let events = lab.run(&options.setup, steps, progress)?;
+    let instructions = events.iter().find_map(|event| match event {
+        Event::Inserted { path, instructions } if path == EXITSCOPE => *instructions,
+        _ => None,
+    });
+    let machine = |paging: Paging| Machine {
+        emulated: true,
+        emulator: lab.vendor().emulator().into(),
+        vendor: lab.vendor().name().into(),
+        kernel: lab.release().into(),
+        paging: paging.name().into(),
+        tsc_khz: 0,
+        instructions_to_module: instructions,
+    };
     let of_each = events.split_inclusive(|event| matches!(event, Event::Snapshot { .. }));
-    of_each.zip(pagings).map(|(events, &paging)| report(lab, options, paging, events)).collect()
+    of_each.zip(pagings).map(|(events, &paging)| report(options, machine(paging), events)).collect()
 }
 
 /// The report of one guest, from what was told up to the snapshot after its end.
-fn report(lab: &Lab, options: &Options, paging: Paging, events: &[Event]) -> Result<Report, Error> {
+fn report(options: &Options, machine: Machine, events: &[Event]) -> Result<Report, Error> {
     let (mut timeline, mut guest, mut snapshot) = (&[][..], None, None);
     for event in events {
         match event {
@@ -113,14 +126,7 @@ fn report(lab: &Lab, options: &Options, paging: Paging, events: &[Event]) -> Res
     let reasons = model::merge(vms.iter().flat_map(|vm: &Vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
     Ok(Report {
         schema: SCHEMA.into(),
-        machine: Machine {
-            emulated: true,
-            emulator: lab.vendor().emulator().into(),
-            vendor: lab.vendor().name().into(),
-            kernel: lab.release().into(),
-            paging: paging.name().into(),
-            tsc_khz,
-        },
+        machine: Machine { tsc_khz, ..machine },
         source: "module".into(),
         isa: isa.clone(),
         layout: options.layout.name().into(),

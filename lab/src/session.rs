@@ -161,11 +161,8 @@ impl Lab {
                     // All is told; what the machine does to power off is of no interest.
                     return Ok(events);
                 }
-                Event::Inserted { path } => {
-                    if let Some(instructions) = running.instructions() {
-                        progress
-                            .note(&format!("{path} is loaded after {instructions} emulated instructions"));
-                    }
+                Event::Inserted { path, .. } => {
+                    events.push(Event::Inserted { path, instructions: running.instructions() });
                 }
                 event => events.push(event),
             }

@@ -34,7 +34,6 @@ fn wrong_usage_has_status_2_and_says_what_is_known() {
 fn what_cannot_be_had_has_status_1_and_says_what_to_do() {
     check(&["guest"], 1, "no exitscope answers");
     check(&["guest", "10"], 1, "no exitscope answers");
-    check(&["lab", "run", "--vendor", "intel"], 1, "not built yet");
     check(&["lab", "run", "--kernel", "7.2"], 1, "sid");
     check(&["vmm", "--kernel", "/no/such/kernel"], 1, "/");
 }

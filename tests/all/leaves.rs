@@ -1,32 +1,40 @@
 //! What a guest reads, in each layout of the course leaves: by our reader and by Debian's `cpuid`.
 
 use exitscope_abi::leaf::Layout;
+use exitscope_abi::reason::Isa;
 use exitscope_host::model::{GuestView, Reason, Vm};
+use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
-use exitscope_tests::{ISA, Told, guests, insert, linux, machine, set};
+use exitscope_tests::{Told, guests, insert, linux, machine_of, set};
 
-/// CPUID's exit code, one that is defined and never seen (task switch), and one that no manual defines.
-const CPUID: u32 = 114;
-const NEVER: u32 = 125;
-const UNDEFINED: u32 = 169;
+/// What differs between the vendors.
+struct Lane {
+    vendor: Vendor,
+    /// CPUID's exit code.
+    cpuid: u32,
+    /// One that is defined and that KVM never lets happen.
+    never: u32,
+    /// One that no manual defines.
+    undefined: u32,
+}
 
-/// Everything that a guest asks, in this order; [`Answers`] names them.
-const COMMANDS: &[&str] = &[
-    "/init guest --json",
-    "/init guest --course --json",
-    "/init guest CPUID --json",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffc -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffd -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffe -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4fffffff -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffc -s 169",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffd -s 169",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffe -s 169",
-    "/usr/bin/cpuid -1 -r -l 0x4fffffff -s 169",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffd -s 125",
-    "/init guest 169",
-    "/init guest NO_SUCH_REASON",
-];
+const AMD: Lane = Lane { vendor: Vendor::Amd, cpuid: 114, never: 125, undefined: 169 };
+const INTEL: Lane = Lane { vendor: Vendor::Intel, cpuid: 10, never: 11, undefined: 35 };
+
+impl Lane {
+    /// Everything that a guest asks, in this order; [`Answers`] names them.
+    fn commands(&self) -> Vec<String> {
+        let ours =
+            ["--json", "--course --json", "CPUID --json"].map(|question| format!("/init guest {question}"));
+        let leaf = |leaf: u32, code: u32| format!("/usr/bin/cpuid -1 -r -l {leaf:#x} -s {code}");
+        let leaves = |code| (0x4fff_fffc..=0x4fff_ffff).map(move |number| leaf(number, code));
+        let mut commands = ours.to_vec();
+        commands.extend(leaves(self.cpuid).chain(leaves(self.undefined)));
+        commands.push(leaf(0x4fff_fffd, self.never));
+        commands.extend([format!("/init guest {}", self.undefined), "/init guest NO_SUCH_REASON".into()]);
+        commands
+    }
+}
 
 /// What a guest was answered, and what the host had counted for it in the end.
 struct Answers<'a> {
@@ -39,6 +47,7 @@ struct Answers<'a> {
     never: [u32; 4],
     complaints: [&'a Output; 2],
     counted: &'a Vm,
+    code: u32,
 }
 
 /// The four registers in a line of Debian's `cpuid -r`.
@@ -52,9 +61,9 @@ fn registers(output: &Output) -> [u32; 4] {
 }
 
 impl<'a> Answers<'a> {
-    fn of(told: &'a Told, layout: Layout) -> Self {
+    fn of(told: &'a Told, lane: &Lane, layout: Layout) -> Self {
         let outputs = told.guest(layout.name()).outputs;
-        assert_eq!(outputs.len(), COMMANDS.len());
+        assert_eq!(outputs.len(), lane.commands().len());
         let view = |index: usize| serde_json::from_str(&outputs[index].stdout).unwrap();
         Self {
             own: view(0),
@@ -65,6 +74,7 @@ impl<'a> Answers<'a> {
             never: registers(&outputs[11]),
             complaints: [&outputs[12], &outputs[13]],
             counted: told.vm("end", layout.name()),
+            code: lane.cpuid,
         }
     }
 
@@ -75,29 +85,46 @@ impl<'a> Answers<'a> {
 
 #[test]
 fn all_layouts_are_read_by_the_guest() {
+    all_layouts_are_read(&AMD);
+}
+
+#[test]
+fn all_layouts_are_read_by_the_guest_on_intel() {
+    all_layouts_are_read(&INTEL);
+}
+
+fn all_layouts_are_read(lane: &Lane) {
+    let isa = lane.vendor.isa();
+    let commands = lane.commands();
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     let mut steps = vec![insert("layout=reordered")];
     for layout in Layout::ALL {
         steps.push(set("layout", layout.name()));
-        steps.push(guests(vec![linux(layout.name(), COMMANDS)]));
+        steps.push(guests(vec![linux(layout.name(), &commands)]));
     }
     steps.push(Step::Snapshot { label: "end".into() });
-    let told = machine("layouts", steps);
+    let told = machine_of(lane.vendor, "layouts", steps);
     for &layout in Layout::ALL {
-        let answers = Answers::of(&told, layout);
-        check_own_leaves(&answers, layout);
+        let answers = Answers::of(&told, lane, layout);
+        check_own_leaves(&answers, isa, layout);
         check_course_leaves(&answers, layout);
         let [undefined, unknown] = answers.complaints;
+        let undefined_reason =
+            format!("{} defines no exit reason {}", isa.name().to_uppercase(), lane.undefined);
         assert_eq!(undefined.status, Some(1), "{undefined:?}");
-        assert!(undefined.stderr.contains("SVM defines no exit reason 169"), "{undefined:?}");
+        assert!(undefined.stderr.contains(&undefined_reason), "{undefined:?}");
         assert_eq!(unknown.status, Some(2), "{unknown:?}");
     }
-    assert!(ISA.reason(UNDEFINED).is_none() && ISA.reason(NEVER).is_some());
+    assert!(isa.reason(lane.undefined).is_none() && isa.reason(lane.never).is_some());
 }
 
 /// Every later reading is at least the earlier one, and at most what the host has in the end.
-fn check_own_leaves(answers: &Answers<'_>, layout: Layout) {
+fn check_own_leaves(answers: &Answers<'_>, isa: Isa, layout: Layout) {
     let Answers { own, course, cpuid, counted, .. } = answers;
-    assert_eq!((own.isa.as_str(), own.layout.as_str(), own.expose.as_str()), ("svm", layout.name(), "vm"));
+    assert_eq!(
+        (own.isa.as_str(), own.layout.as_str(), own.expose.as_str()),
+        (isa.name(), layout.name(), "vm")
+    );
     for reason in &own.reasons {
         let host = answers.counted(reason.code);
         assert!(reason.exits <= host.exits && reason.cycles <= host.cycles, "{reason:?} {host:?}");
@@ -106,8 +133,8 @@ fn check_own_leaves(answers: &Answers<'_>, layout: Layout) {
     let total = counted.total();
     let sum: u64 = own.reasons.iter().map(|reason| reason.exits).sum();
     assert!(own.total.exits <= sum && sum <= total.exits, "{own:?}");
-    let own_cpuid = own.reasons.iter().find(|reason| reason.code == u64::from(CPUID)).unwrap();
-    assert!(own_cpuid.exits < cpuid.exits && cpuid.exits <= answers.counted(CPUID.into()).exits);
+    let own_cpuid = own.reasons.iter().find(|reason| reason.code == u64::from(answers.code)).unwrap();
+    assert!(own_cpuid.exits < cpuid.exits && cpuid.exits <= answers.counted(answers.code.into()).exits);
     if layout != Layout::Combined {
         assert!(own.total.cycles < course.total.cycles && course.total.cycles <= total.cycles);
     }
@@ -118,7 +145,7 @@ fn check_own_leaves(answers: &Answers<'_>, layout: Layout) {
 fn check_course_leaves(answers: &Answers<'_>, layout: Layout) {
     let Answers { course, cpuid, leaves: [c, d, e, f], undefined, .. } = answers;
     let total = answers.counted.total();
-    let reason = answers.counted(CPUID.into());
+    let reason = answers.counted(answers.code.into());
     let between = |low: u64, value: u64, high: u64| {
         assert!(low < value && value <= high, "{layout:?}: {low} < {value} <= {high}");
     };

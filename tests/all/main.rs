@@ -6,4 +6,5 @@ mod cost;
 mod exactness;
 mod leaves;
 mod life;
+mod paging;
 mod policy;

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use exitscope_abi::reason::Isa;
-use exitscope_host::model::{self, Quality, Reason, Vm};
+use exitscope_abi::leaf::{Expose, Layout};
+use exitscope_host::model::{self, Quality, Reason, Report, Vm};
+use exitscope_lab::Error;
+use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
+use exitscope_lab::run::{self, GuestKind, Options};
 use exitscope_lab::session::{Lab, Setup};
-
-/// The instruction set of the lab's AMD lane.
-pub const ISA: Isa = Isa::Svm;
 
 /// The project's root.
 pub fn root() -> PathBuf {
@@ -35,38 +35,63 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// The lab, made once; its machines run one at a time, as they would only slow each other down.
+/// The lab of a vendor, made once; its machines run one at a time, as they would only slow each other down.
 ///
 /// # Panics
 /// When the lab cannot be made: that fails the test.
-fn lab() -> &'static Lab {
-    static LAB: OnceLock<Lab> = OnceLock::new();
-    LAB.get_or_init(|| {
+fn lab(vendor: Vendor) -> &'static Lab {
+    static LABS: [OnceLock<Lab>; 2] = [const { OnceLock::new() }; 2];
+    LABS[vendor as usize].get_or_init(|| {
         let out = root().join("target/lab/tests");
         let mut progress = Progress::new();
-        let lab = Lab::prepare(Series::V6_12, &program(), &out, &mut progress);
+        let lab = Lab::prepare(vendor, Series::V6_12, &program(), &out, &mut progress);
         lab.unwrap_or_else(|error| panic!("{error}"))
     })
+}
+
+/// Runs an AMD machine that does these steps; see [`machine_of`].
+pub fn machine(name: &str, steps: Vec<Step>) -> Told {
+    machine_of(Vendor::Amd, name, steps)
 }
 
 /// Runs a machine that does these steps. `name` is that of its console's log in `target/lab/tests`.
 ///
 /// # Panics
 /// When a step fails or the machine's kernel complains: that fails the test.
-pub fn machine(name: &str, steps: Vec<Step>) -> Told {
+pub fn machine_of(vendor: Vendor, name: &str, steps: Vec<Step>) -> Told {
+    let setup = Setup { name: format!("{}-{name}", vendor.name()), ..Setup::default() };
+    Told(in_turn(&setup.name, |progress| lab(vendor).run(&setup, steps, progress)))
+}
+
+/// Runs a Linux guest with nested and with shadow paging.
+///
+/// # Panics
+/// When the machine fails.
+pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
+    let name = format!("{}-pagings", vendor.name());
+    let options = Options {
+        setup: Setup { name: name.clone(), ..Setup::default() },
+        guest: GuestKind::Linux,
+        vcpus: 1,
+        layout: Layout::Classic,
+        expose: Expose::Vm,
+    };
+    in_turn(&name, |progress| run::run_both(lab(vendor), &options, progress))
+}
+
+fn in_turn<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut progress = Progress::new();
     progress.note(&format!("{name}:"));
-    let setup = Setup { name: name.into(), ..Setup::default() };
-    let told = lab().run(&setup, steps, &mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let told = run(&mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
     progress.done();
-    Told(told)
+    told
 }
 
 /// The kernel module as built for the lab's kernel.
 pub fn module() -> PathBuf {
-    root().join("target/module").join(lab().release()).join("exitscope.ko")
+    root().join("target/module").join(lab(Vendor::Amd).release()).join("exitscope.ko")
 }
 
 /// Measures what watching costs, as `exitscope lab bench` does.
@@ -74,7 +99,8 @@ pub fn module() -> PathBuf {
 /// # Panics
 /// When the machine fails.
 pub fn bench() -> exitscope_lab::bench::Bench {
-    exitscope_lab::bench::run(lab(), &mut Progress::new()).unwrap_or_else(|error| panic!("{error}"))
+    exitscope_lab::bench::run(lab(Vendor::Amd), &mut Progress::new())
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What a machine told.

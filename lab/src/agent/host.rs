@@ -66,7 +66,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
     match step {
         Step::Insert(insert) => {
             kernel::insert(insert)?;
-            channel.tell(&Event::Inserted { path: insert.path.clone() })
+            channel.tell(&Event::Inserted { path: insert.path.clone(), instructions: None })
         }
         Step::Remove { name } => kernel::remove(name),
         Step::Set { parameter, value } => kernel::set(parameter, value),
