@@ -1,17 +1,22 @@
 //! The answers to a university course's assignments, measured: what `exitscope lab course` writes, as in the JSON
 //! schema `exitscope-course/1`.
 //!
-//! A [`Course`] holds what was measured. `sections` and `boots` make a [`document::Document`] of it: each question,
-//! the command that answers it, the answer in words, the evidence. [`html()`] and [`markdown()`] write that down.
+//! A [`Course`] holds what was measured. One module for each kind of question makes sections of it: the question,
+//! the command that answers it, the answer in words, the evidence. [`html()`] and [`markdown()`] write them down.
 
 mod boots;
-pub mod document;
+mod capabilities;
+mod document;
 mod html;
+mod leaves;
 mod markdown;
+mod paging;
 mod rate;
-mod sections;
 mod svg;
+#[cfg(test)]
+mod tests;
 
+use document::Document;
 use exitscope_abi::leaf::{Layout, Question, Registers};
 use exitscope_abi::reason::Isa;
 use serde::{Deserialize, Serialize};
@@ -165,6 +170,14 @@ impl Told {
         }
     }
 
+    /// The figures without their units, where a single one needs none.
+    fn figures(self) -> String {
+        match (self.exits, self.cycles) {
+            (Some(number), None) | (None, Some(number)) => grouped(number),
+            _ => self.text(),
+        }
+    }
+
     /// The figures with their units.
     fn text(self) -> String {
         match (self.exits, self.cycles) {
@@ -178,10 +191,13 @@ impl Told {
 
 impl Course {
     /// The document: the same for every way to write it down.
-    fn document(&self) -> document::Document {
-        let mut sections = sections::all(self);
-        sections.extend(boots::all(&self.boots));
-        document::Document { sections, machines: self.machines() }
+    fn document(&self) -> Document {
+        let mut sections = vec![capabilities::section(self.capabilities.as_ref())];
+        sections.extend(leaves::in_all(&self.readings));
+        sections.push(leaves::per_reason(&self.readings));
+        sections.push(paging::section(&self.comparisons));
+        sections.extend(boots::sections(&self.boots));
+        Document { sections, machines: self.machines() }
     }
 
     /// The distinct machines that it ran on, in words.

@@ -1,7 +1,7 @@
 //! Questions about a whole boot: how exits come over time, which are frequent and which are rare (Q3, Q4).
 
 use super::Boot;
-use super::document::{Bars, Block, Chart, Figure, Grid, Kind, Section, UNMEASURED, list};
+use super::document::{Bars, Block, Chart, Figure, Grid, Kind, Section, list, measured};
 use super::rate::Rates;
 use super::{isa_of, manual};
 use crate::model::{Phase, Reason};
@@ -11,16 +11,15 @@ use crate::render::{grouped, share};
 const NAMED: usize = 3;
 
 /// The sections Q3 and Q4.
-pub fn all(boots: &[Boot]) -> Vec<Section> {
+pub fn sections(boots: &[Boot]) -> Vec<Section> {
     let commands: Vec<String> = boots.iter().map(|boot| boot.command.clone()).collect();
-    let or_nothing = |answer: Vec<String>| if answer.is_empty() { vec![UNMEASURED.into()] } else { answer };
     vec![
         Section {
             label: "Q3",
             title: "Exits over a boot",
             question: "Does the number of exits grow at a stable rate, and how many does a full boot take?",
             commands: commands.clone(),
-            answer: or_nothing(boots.iter().map(how_it_grows).collect()),
+            answer: measured(boots.iter().map(how_it_grows)),
             evidence: boots.iter().flat_map(over_time).collect(),
         },
         Section {
@@ -28,7 +27,7 @@ pub fn all(boots: &[Boot]) -> Vec<Section> {
             title: "Most and least frequent exits",
             question: "Of the exit reasons, which are the most frequent, which the least?",
             commands,
-            answer: or_nothing(boots.iter().map(most_and_least).collect()),
+            answer: measured(boots.iter().map(most_and_least)),
             evidence: boots.iter().flat_map(|boot| [ranking(boot), ranking_table(boot)]).collect(),
         },
     ]
@@ -171,6 +170,6 @@ fn ranking_table(boot: &Boot) -> Block {
             reason.mean().map_or("-".into(), grouped),
         ]);
     }
-    grid.row(["total".into(), String::new(), grouped(total), String::new(), String::new()]);
+    grid.total = Some(vec!["total".into(), String::new(), grouped(total), String::new(), String::new()]);
     Block::Table(grid)
 }

@@ -57,6 +57,8 @@ pub struct Grid {
     pub columns: Vec<(String, Kind)>,
     /// Cells of each row, as many as columns.
     pub rows: Vec<Vec<String>>,
+    /// The row below all others.
+    pub total: Option<Vec<String>>,
 }
 
 /// What a column holds.
@@ -103,10 +105,10 @@ impl Grid {
     /// An empty table.
     pub fn new(caption: impl Into<String>, columns: &[(&str, Kind)]) -> Self {
         let columns = columns.iter().map(|&(heading, kind)| (heading.to_owned(), kind)).collect();
-        Self { caption: caption.into(), columns, rows: Vec::new() }
+        Self { caption: caption.into(), columns, rows: Vec::new(), total: None }
     }
 
-    /// The table with another row.
+    /// Adds a row.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
@@ -127,6 +129,12 @@ pub fn foot(document: &Document) -> Vec<String> {
             .into(),
         "To repeat all of it: `exitscope lab course`.".into(),
     ]
+}
+
+/// The answers, a paragraph each; without any, that nothing was measured.
+pub fn measured(answers: impl Iterator<Item = String>) -> Vec<String> {
+    let answers: Vec<String> = answers.collect();
+    if answers.is_empty() { vec![UNMEASURED.into()] } else { answers }
 }
 
 /// Names in a sentence: `a, b and c`.

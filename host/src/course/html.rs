@@ -121,18 +121,28 @@ fn table(out: &mut String, grid: &Grid) {
     let _ = write!(
         out,
         "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{caption}\">\n<table>\n\
-         <caption>{caption}</caption>\n<thead><tr>"
+         <caption><span>{caption}</span></caption>\n<thead><tr>"
     );
     for (heading, kind) in &grid.columns {
         let _ = write!(out, "<th scope=\"col\"{}>{}</th>", class(*kind), escape(heading));
     }
     out.push_str("</tr></thead>\n<tbody>\n");
-    for row in &grid.rows {
-        out.push_str("<tr>");
-        for (cell, (_, kind)) in row.iter().zip(&grid.columns) {
-            let _ = write!(out, "<td{}>{}</td>", class(*kind), escape(cell));
-        }
-        out.push_str("</tr>\n");
+    grid.rows.iter().for_each(|row| cells(out, grid, row));
+    out.push_str("</tbody>\n");
+    if let Some(total) = &grid.total {
+        out.push_str("<tfoot>\n");
+        cells(out, grid, total);
+        out.push_str("</tfoot>\n");
     }
-    out.push_str("</tbody>\n</table>\n</div>\n");
+    out.push_str("</table>\n</div>\n");
+}
+
+/// A row; its first cell is its heading.
+fn cells(out: &mut String, grid: &Grid, row: &[String]) {
+    out.push_str("<tr>");
+    for (index, (cell, (_, kind))) in row.iter().zip(&grid.columns).enumerate() {
+        let (tag, scope) = if index == 0 { ("th", " scope=\"row\"") } else { ("td", "") };
+        let _ = write!(out, "<{tag}{scope}{}>{}</{tag}>", class(*kind), escape(cell));
+    }
+    out.push_str("</tr>\n");
 }

@@ -50,7 +50,7 @@ fn table(out: &mut String, grid: &Grid) {
     let _ = write!(out, "\n**{}**\n\n", escape(&grid.caption));
     line(out, grid.columns.iter().map(|(heading, _)| escape(heading)));
     line(out, grid.columns.iter().map(|(_, kind)| if *kind == Kind::Number { "---:" } else { "---" }.into()));
-    for row in &grid.rows {
+    for row in grid.rows.iter().chain(&grid.total) {
         line(out, row.iter().map(|cell| escape(cell)));
     }
 }

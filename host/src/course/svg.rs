@@ -30,9 +30,9 @@ pub fn draw(figure: &Figure, id: &str) -> String {
 /// Percent of the width that the longest bar takes; its value stands beside it.
 const LONGEST: f64 = 80.0;
 /// Height of a bar, of the line of text above it, and of the space below, in pixels.
-const BAR: usize = 12;
-const NAME: usize = 18;
-const GAP: usize = 10;
+const BAR: usize = 13;
+const NAME: usize = 20;
+const GAP: usize = 12;
 /// Space above the first bar for the scale's numbers.
 const SCALE: usize = 22;
 
@@ -61,12 +61,13 @@ fn bars(chart: &Bars) -> (usize, String) {
                 out,
                 "<rect class=\"bar s{series}\" x=\"0\" y=\"{y}\" width=\"{width:.2}%\" height=\"{BAR}\"/>\
                  <text class=\"value\" x=\"{width:.2}%\" dx=\"6\" y=\"{}\">{}</text>",
-                y + 10,
+                y + 11,
                 grouped(count)
             );
         }
+        let (from, to) = (top + NAME - 2, top + group - GAP);
+        let _ = writeln!(out, "<line class=\"axis\" x1=\"0\" x2=\"0\" y1=\"{from}\" y2=\"{to}\"/>");
     }
-    let _ = writeln!(out, "<line class=\"axis\" x1=\"0\" x2=\"0\" y1=\"{SCALE}\" y2=\"{height}\"/>");
     (height, out)
 }
 
@@ -91,8 +92,8 @@ fn timeline(ticks: &[Tick], rates: &Rates, phases: &[Phase]) -> (usize, String) 
     let top = phases.len() * LINE + 2 * LINE;
     let bottom = top + PLOT;
     let height = bottom + LINE + 6;
-    let highest = round_up(rates.rates.iter().copied().fold(0.0, f64::max));
-    let most = round_up(ticks.iter().map(|tick| tick.exits).max().unwrap_or(0) as f64);
+    let highest = round_up(rates.rates.iter().copied().fold(0.0, f64::max), ENDS);
+    let most = round_up(ticks.iter().map(|tick| tick.exits).max().unwrap_or(0) as f64, ENDS);
     let mut out = String::new();
     bands(&mut out, rates, phases, bottom);
     grid(&mut out, (top, bottom), highest, most);
@@ -165,7 +166,7 @@ fn grid(out: &mut String, (top, bottom): (usize, usize), highest: f64, most: f64
 
 /// Seconds along the bottom.
 fn times(out: &mut String, rates: &Rates, bottom: usize) {
-    let step = round_up(rates.length_ms as f64 / 5.0).max(1.0);
+    let step = round_up(rates.length_ms as f64 / 6.0, DISTANCES).max(1.0);
     let marks = (0..).map(|index| index as f64 * step).take_while(|&ms| ms <= rates.length_ms as f64);
     for ms in marks {
         let x = across(rates, rates.start_ms + ms as u64);
@@ -198,14 +199,17 @@ fn line(ticks: &[Tick], rates: &Rates, most: f64) -> String {
     format!("M{}", points.join(" L"))
 }
 
-/// The next number that divides well into [`PARTS`].
-fn round_up(number: f64) -> f64 {
+/// Ends of scales that divide well into [`PARTS`], and distances that read well, in the unit of their first digit.
+const ENDS: &[f64] = &[1.0, 1.2, 1.6, 2.0, 2.4, 3.0, 4.0, 5.0, 6.0, 8.0];
+const DISTANCES: &[f64] = &[1.0, 2.0, 5.0];
+
+/// The next number that begins like one of these.
+fn round_up(number: f64, like: &[f64]) -> f64 {
     if number <= 0.0 {
         return 1.0;
     }
     let unit = 10_f64.powf(number.log10().floor());
-    let steps = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0];
-    steps.into_iter().map(|step| step * unit).find(|&step| step >= number).unwrap_or(10.0 * unit)
+    like.iter().map(|step| step * unit).find(|&step| step >= number).unwrap_or(10.0 * unit)
 }
 
 /// A number in few letters: `12.5k`.
@@ -232,10 +236,9 @@ mod tests {
 
     #[test]
     fn scales_end_in_round_numbers() {
-        assert_eq!(
-            [0.0, 0.7, 11.0, 2_001.0, 9_500.0].map(round_up),
-            [1.0, 0.7, 20.0, 3_000.0, 10_000.0].map(|n: f64| if n == 0.7 { round_up(0.7) } else { n })
-        );
+        let ends = [0.0, 11.0, 2_001.0, 9_500.0].map(|number| round_up(number, ENDS));
+        assert_eq!(ends, [1.0, 12.0, 2_400.0, 10_000.0]);
+        assert_eq!(round_up(2_100.0, DISTANCES), 5_000.0);
         assert_eq!([0.0, 0.25, 999.0, 12_500.0, 3e6].map(short), ["0", "0.25", "999", "12.5k", "3M"]);
     }
 }
