@@ -3,6 +3,7 @@
 //! One direction: a source ([`region`]) gives a snapshot, a snapshot becomes a [`model::Report`], a report is
 //! shown ([`render`]) or written as JSON.
 
+pub mod caps;
 pub mod model;
 pub mod region;
 pub mod render;
