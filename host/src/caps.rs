@@ -9,7 +9,7 @@ pub mod ask;
 pub mod decode;
 pub mod dump;
 // pub mod render;
-// pub mod summary;
+pub mod summary;
 pub mod tables;
 
 /// The capability registers of one logical CPU, as they were read.

@@ -4,10 +4,21 @@ use super::words::{Word, cpu_number, end, hex, lines, place, short, value};
 use super::{Place, Reader};
 use crate::caps::{Address, Gpr};
 
-/// Whether a line holds a register.
+/// Whether a line holds a register: `MSR` or `CPUID`, then what begins as a number does.
 pub fn is_register(line: &str) -> bool {
-    let number = |rest: &str| rest.split_once(':').is_some_and(|(number, _)| hex(number.trim(), 8).is_ok());
-    ["MSR ", "CPUID "].iter().any(|kind| line.strip_prefix(kind).is_some_and(number))
+    ["MSR ", "CPUID "].iter().any(|kind| line.strip_prefix(kind).is_some_and(begins_as_number))
+}
+
+/// Tells `C0010114` from `CPU Name`.
+fn begins_as_number(text: &str) -> bool {
+    let mut first = text.bytes().take(2);
+    first.clone().all(|byte| byte.is_ascii_hexdigit()) && first.any(|byte| byte.is_ascii_digit())
+}
+
+/// Whether a line begins a block: `------[ Logical CPU #1 ]------`, `MSR Registers (CPU #2)`.
+fn is_heading(line: &str) -> bool {
+    let ruled = line.starts_with("--") && line.contains('[');
+    ruled || ["MSR Registers", "CPUID Registers"].iter().any(|heading| line.starts_with(heading))
 }
 
 /// Reads the lines that hold registers, and skips the others.
@@ -15,12 +26,12 @@ pub fn parse(text: &str, reader: &mut Reader) {
     let mut cpu = 0;
     for (number, line) in lines(text) {
         let trimmed = line.trim();
-        if trimmed.starts_with("--") && trimmed.contains('[') {
+        if is_heading(trimmed) {
             cpu = cpu_number(trimmed).unwrap_or(0);
-        } else if let Some(rest) = trimmed.strip_prefix("MSR ") {
-            msr(reader, cpu, Line { number, line, rest });
-        } else if let Some(rest) = trimmed.strip_prefix("CPUID ") {
-            cpuid(reader, cpu, Line { number, line, rest });
+        } else if is_register(trimmed) {
+            let (kind, rest) = trimmed.split_once(' ').unwrap_or((trimmed, ""));
+            let line = Line { number, line, rest };
+            if kind == "MSR" { msr(reader, cpu, line) } else { cpuid(reader, cpu, line) }
         }
     }
 }
@@ -37,22 +48,17 @@ impl<'a> Line<'a> {
         place(self.number, self.line, part)
     }
 
-    /// What stands before the colon, as a number, and what stands after it.
+    /// The number, and what stands after it and perhaps a colon.
     fn split(&self, reader: &mut Reader) -> Option<(u32, Word<'a>)> {
-        let Some((before, after)) = self.rest.split_once(':') else {
-            reader.complain(end(self.number, self.line), "the line ends before its value");
-            return None;
-        };
-        match hex(before.trim(), 8) {
-            Ok(address) => {
-                let text = after.trim_start();
-                Some((u32::try_from(address).unwrap_or(u32::MAX), Word { text, place: self.place(text) }))
-            }
-            Err(what) => {
-                reader.complain(self.place(before), what);
-                None
-            }
-        }
+        let separators = |c: char| c == ':' || c.is_whitespace();
+        let (before, after) = self.rest.split_once(separators).unwrap_or((self.rest, ""));
+        let text = after.trim_start_matches(separators);
+        let parsed = hex(before, 8).map_err(|what| (self.place(before), what));
+        let parsed = parsed.and_then(|number| match text.is_empty() {
+            true => Err((end(self.number, self.line), "the line ends before its value".into())),
+            false => Ok((u32::try_from(number).unwrap_or(u32::MAX), Word { text, place: self.place(text) })),
+        });
+        parsed.map_err(|(place, what)| reader.complain(place, what)).ok()
     }
 }
 

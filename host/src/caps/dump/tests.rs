@@ -47,6 +47,8 @@ MSR 00000480: 03DA-0500-0000-0013 [S200]
 MSR 00000481: < FAILED >
 ";
     check(text, &TWO, &[]);
+    let others = "   CPUID CPU Name: Core i7\nCPUID Registers (CPU #0):\nMSR Registers (CPU #1 Virtual):\n";
+    check(&text.replacen("------[ Versions ]------\n", others, 1), &TWO, &[]);
     check(&text.replace('\n', "\r\n"), &TWO, &[]);
     check(&text.replace('\n', "\r"), &TWO, &[]);
     let mixed: String =
@@ -62,6 +64,7 @@ fn blocks_of_amd() {
     };
     let text = "------[ Logical CPU #7 ]------\nCPUID 8000000A: 00000001-00008000-00000040-FFBFBDFF\n";
     check(text, &[(7, &leaf(1, 0x8000, 0x40, 0xFFBF_BDFF))], &[]);
+    check(&text.replace("0A:", "0A"), &[(7, &leaf(1, 0x8000, 0x40, 0xFFBF_BDFF))], &[]);
     check("CPUID 8000000A: 00000001-00008000", &[], &["line 1, column 17: 2 of CPUID's 4 results"]);
     check("CPUID 8000000A: 0000000100-0-0-0", &[], &["line 1, column 17: `0000000100` has 10 digits"]);
 }
@@ -75,10 +78,10 @@ fn broken_blocks_tell_where_and_keep_the_rest() {
     check("MSR 00000480: 03DA-0500-0000-00133", "line 1, column 15: `03DA-0500-0000-00133` has 17 digits");
     check("MSR 00000480: 03DA-0500-0000-001X", "line 1, column 15: `03DA05000000001X` is no hex");
     check("MSR 00000480: 13", "line 1, column 15: `13` is not of the form");
-    check("MSR 00000480:", "line 1, column 14: `` is not of the form");
+    check("MSR 00000480:", "line 1, column 14: the line ends");
     check("MSR 000004800: 0", "line 1, column 5: `000004800` has 9 digits");
     check("MSR 00000480", "line 1, column 13: the line ends");
-    check("MSR äöü: 03DA-0500-0000-0013", "line 1, column 5: `äöü` is no hex");
+    check("MSR 00äö: 03DA-0500-0000-0013", "line 1, column 5: `00äö` is no hex");
 }
 
 #[test]

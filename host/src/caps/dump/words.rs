@@ -76,10 +76,11 @@ pub fn short(text: &str) -> String {
     }
 }
 
-/// The number in `CPU 3`, `CPU #3`, `cpu3` or `Logical CPU #3`, wherever the line says it.
+/// The number in `CPU 3`, `CPU #3`, `cpu3` or `CPUID Registers / Logical CPU #3`, wherever the line says it.
 pub fn cpu_number(text: &str) -> Option<u32> {
     let lower = text.to_ascii_lowercase();
-    let after = lower.split("cpu").nth(1)?.trim_start_matches([' ', '#', ':', '=']);
-    let digits = after.split(|c: char| !c.is_ascii_digit()).next()?;
-    digits.parse().ok()
+    lower.split("cpu").skip(1).find_map(|after| {
+        let number = after.trim_start_matches([' ', '#', ':', '=']);
+        number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    })
 }
