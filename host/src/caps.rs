@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 pub mod ask;
 pub mod decode;
 pub mod dump;
-// pub mod render;
+pub mod render;
 pub mod summary;
 pub mod tables;
 

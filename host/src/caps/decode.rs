@@ -10,6 +10,9 @@ use super::{Address, Cpu};
 /// The schema's name and version.
 pub const SCHEMA: &str = "exitscope-caps/1";
 
+/// The name of controls that have none, must be 1 and are meant to be.
+pub const RESERVED: &str = "Reserved (default1)";
+
 /// What was read of one machine, decoded: one JSON document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Document {
@@ -152,7 +155,7 @@ fn fields(register: &Register, value: u64) -> Vec<Value> {
     let reserved = ones(default1 & !register.named() & fixed_to_1(allowed));
     values.extend(reserved.map(|bit| Value {
         bits: Bits { high: bit, low: bit },
-        name: "Reserved (default1)",
+        name: RESERVED,
         value: 1,
         setting: Some(Setting { can_be_0: false, can_be_1: true, default: 1 }),
         meaning: "Must be 1 and means nothing yet",
