@@ -4,6 +4,7 @@
 //! shown ([`render`]) or written as JSON. Two reports make a [`compare::Comparison`], and all that a
 //! university course asks for is a [`course::Course`].
 
+pub mod caps;
 pub mod compare;
 pub mod course;
 pub mod model;

@@ -4,16 +4,24 @@ use std::fmt::{self, Display, Write};
 
 use crate::model::{GuestView, Phase, Reason, Report, Tick, Total};
 
-/// Columns of text, the first aligned left, the others right.
+/// Columns of text, the first aligned left, the others right unless told otherwise.
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Vec<String>>,
+    left: Vec<usize>,
 }
 
 impl Table {
     /// A table with these headings.
     pub fn new(headings: &[&str]) -> Self {
-        Self { rows: vec![headings.iter().map(ToString::to_string).collect()] }
+        Self { rows: vec![headings.iter().map(ToString::to_string).collect()], left: vec![0] }
+    }
+
+    /// Aligns a column left.
+    #[must_use]
+    pub fn left(mut self, column: usize) -> Self {
+        self.left.push(column);
+        self
     }
 
     /// Adds a row.
@@ -31,13 +39,15 @@ impl Display for Table {
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         for row in &self.rows {
+            let mut line = String::new();
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                match column {
-                    0 => write!(out, "{cell:<width$}")?,
-                    _ => write!(out, "  {cell:>width$}")?,
+                line.push_str(if column == 0 { "" } else { "  " });
+                match self.left.contains(&column) {
+                    true => write!(line, "{cell:<width$}")?,
+                    false => write!(line, "{cell:>width$}")?,
                 }
             }
-            writeln!(out)?;
+            writeln!(out, "{}", line.trim_end())?;
         }
         Ok(())
     }

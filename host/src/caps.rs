@@ -1,0 +1,94 @@
+//! What a CPU's virtualization can do: every capability register of VMX and SVM, read, decoded and shown.
+//!
+//! One direction: a live machine ([`ask`]) or a dump ([`dump`]) gives [`Cpu`]s, which hold raw values only;
+//! [`decode`] names their bits by the [`tables`], and [`render`] shows them to a person.
+
+use std::fmt::{self, Display};
+
+pub mod ask;
+pub mod decode;
+pub mod dump;
+pub mod render;
+pub mod summary;
+pub mod tables;
+
+/// The capability registers of one logical CPU, as they were read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// The operating system's number of it.
+    pub id: u32,
+    /// Address and value; `None` for a register that could not be read, which says nothing about what the CPU can do.
+    pub registers: Vec<(Address, Option<u64>)>,
+}
+
+/// Where a capability register is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// A model-specific register, read by RDMSR.
+    Msr(u32),
+    /// A register that CPUID fills, sub-leaf 0.
+    Cpuid(u32, Gpr),
+}
+
+/// A register that CPUID fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Gpr {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+impl Gpr {
+    /// In the order in which CPUID's results are written down.
+    pub const ALL: [Self; 4] = [Self::Eax, Self::Ebx, Self::Ecx, Self::Edx];
+
+    /// `eax`, `ebx`, `ecx` or `edx`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Eax => "eax",
+            Self::Ebx => "ebx",
+            Self::Ecx => "ecx",
+            Self::Edx => "edx",
+        }
+    }
+}
+
+impl Address {
+    /// Bits of the register.
+    pub const fn width(self) -> u32 {
+        match self {
+            Self::Msr(_) => 64,
+            Self::Cpuid(..) => 32,
+        }
+    }
+
+    /// The inverse of its `Display`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+        let Some(cpuid) = text.strip_prefix("cpuid.") else {
+            return hex(text).map(Self::Msr);
+        };
+        let (leaf, register) = cpuid.split_once('.')?;
+        let register = Gpr::ALL.into_iter().find(|gpr| gpr.name() == register)?;
+        Some(Self::Cpuid(hex(leaf)?, register))
+    }
+}
+
+/// `0x480` for an MSR, `cpuid.0x8000000a.edx` for what CPUID tells.
+impl Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Msr(number) => write!(f, "{number:#x}"),
+            Self::Cpuid(leaf, register) => write!(f, "cpuid.{leaf:#x}.{}", register.name()),
+        }
+    }
+}
+
+impl Cpu {
+    /// What was read at `address`; `None` is "not known".
+    pub fn value(&self, address: Address) -> Option<u64> {
+        self.registers.iter().find(|(at, _)| *at == address)?.1
+    }
+}

@@ -1,0 +1,51 @@
+//! The bits of CR0 and CR4, which VMX operation may fix.
+
+use super::Field;
+
+pub const CR0: &[Field] = fields![
+    0 "PE" "Protected mode"
+    1 "MP" "WAIT faults while a task switch is pending"
+    2 "EM" "There is no x87 unit"
+    3 "TS" "A task was switched"
+    4 "ET" "Always 1"
+    5 "NE" "x87 errors are exceptions"
+    15:6 "Reserved (15:6)" "Has no effect"
+    16 "WP" "The supervisor heeds write protection"
+    17 "Reserved (17)" "Has no effect"
+    18 "AM" "Alignment may be checked"
+    28:19 "Reserved (28:19)" "Has no effect"
+    29 "NW" "Not write-through"
+    30 "CD" "No caching"
+    31 "PG" "Paging"
+];
+
+pub const CR4: &[Field] = fields![
+    0 "VME" "Virtual-8086 mode extensions"
+    1 "PVI" "Virtual interrupts in protected mode"
+    2 "TSD" "RDTSC is the supervisor's"
+    3 "DE" "Debug registers can break on I/O"
+    4 "PSE" "Large pages in 32-bit paging"
+    5 "PAE" "Physical addresses of more than 32 bits"
+    6 "MCE" "Machine checks are exceptions"
+    7 "PGE" "Global pages"
+    8 "PCE" "RDPMC is everyone's"
+    9 "OSFXSR" "The system saves SSE state"
+    10 "OSXMMEXCPT" "The system handles SSE exceptions"
+    11 "UMIP" "SGDT, SIDT, SLDT, SMSW and STR are the supervisor's"
+    12 "LA57" "57-bit linear addresses"
+    13 "VMXE" "VMX may be entered"
+    14 "SMXE" "GETSEC works"
+    16 "FSGSBASE" "RDFSBASE and its siblings work"
+    17 "PCIDE" "Process-context identifiers"
+    18 "OSXSAVE" "XSAVE works"
+    19 "KL" "Key locker"
+    20 "SMEP" "The supervisor fetches nothing from user pages"
+    21 "SMAP" "The supervisor touches no user pages unasked"
+    22 "PKE" "Protection keys of user pages"
+    23 "CET" "Control-flow enforcement"
+    24 "PKS" "Protection keys of supervisor pages"
+    25 "UINTR" "User interrupts"
+    27 "LASS" "User and supervisor halves of linear addresses are kept apart"
+    28 "LAM_SUP" "Unused bits of supervisor addresses may hold data"
+    32 "FRED" "Flexible return and event delivery"
+];
