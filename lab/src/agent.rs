@@ -1,5 +1,6 @@
 //! The first process of the emulated machine and of its guests: does the job, tells the result, powers off.
 
+mod capabilities;
 mod guests;
 mod host;
 mod kernel;

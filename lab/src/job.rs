@@ -80,6 +80,8 @@ pub enum Step {
         /// Names the answer.
         label: String,
     },
+    /// Tell what the CPU's virtualization can do: [`Event::Capabilities`].
+    Capabilities,
     /// Run guests, all at once, to their end: an [`Event::Guest`] each.
     Guests {
         /// The guests.
@@ -172,6 +174,13 @@ pub enum Event {
         vms: Vec<Vm>,
         /// What must be known to judge the numbers.
         quality: Quality,
+    },
+    /// The MSRs that tell what the CPU's virtualization can do.
+    Capabilities {
+        /// The CPU's name.
+        cpu: String,
+        /// Pairs of an MSR and its value; none if it could not be read.
+        msrs: Vec<(u32, Option<u64>)>,
     },
     /// What the kernel's own histogram has counted: exits per reason.
     Witness {

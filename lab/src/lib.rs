@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod bench;
 pub mod cache;
+pub mod course;
 pub mod cpio;
 pub mod emulator;
 pub mod error;

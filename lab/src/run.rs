@@ -39,7 +39,8 @@ pub struct Options {
 const TINY_EXITS: u64 = 100_000;
 
 impl Options {
-    fn insert(&self) -> Step {
+    /// Loads our module.
+    pub(crate) fn insert(&self) -> Step {
         let parameters = format!("expose={} layout={}", self.expose.name(), self.layout.name());
         Step::Insert(Insert { path: EXITSCOPE.into(), parameters })
     }
@@ -83,33 +84,36 @@ fn run_each(
         if index > 0 {
             steps.extend(lab.reload_kvm(paging));
         }
-        let guests = vec![options.guest(paging)];
-        steps.push(Step::Guests { guests, sample_ms: Some(SAMPLE_MS), meanwhile: vec![] });
-        steps.push(Step::Snapshot { label: paging.name().into() });
+        steps.extend(account_for(options.guest(paging)));
     }
     steps.push(Step::Remove { name: "exitscope".into() });
     let events = lab.run(&options.setup, steps, progress)?;
-    let instructions = events.iter().find_map(|event| match event {
-        Event::Inserted { path, instructions } if path == EXITSCOPE => *instructions,
-        _ => None,
-    });
-    let machine = |paging: Paging| Machine {
-        emulated: true,
-        emulator: lab.vendor().emulator().into(),
-        vendor: lab.vendor().name().into(),
-        kernel: lab.release().into(),
-        paging: paging.name().into(),
-        tsc_khz: 0,
-        instructions_to_module: instructions,
-    };
-    let of_each = events.split_inclusive(|event| matches!(event, Event::Snapshot { .. }));
-    of_each.zip(pagings).map(|(events, &paging)| report(options, machine(paging), events)).collect()
+    accounts(&events).zip(pagings).map(|(account, &paging)| report(lab, options, paging, account)).collect()
 }
 
-/// The report of one guest, from what was told up to the snapshot after its end.
-fn report(options: &Options, machine: Machine, events: &[Event]) -> Result<Report, Error> {
+/// Steps that run a guest and tell what it did and what was counted: one account.
+pub(crate) fn account_for(guest: Guest) -> [Step; 2] {
+    let label = guest.name.clone();
+    [
+        Step::Guests { guests: vec![guest], sample_ms: Some(SAMPLE_MS), meanwhile: vec![] },
+        Step::Snapshot { label },
+    ]
+}
+
+/// What was told of each account, in order; the first begins with what was told before it.
+pub(crate) fn accounts(events: &[Event]) -> impl Iterator<Item = &[Event]> {
+    events.split_inclusive(|event| matches!(event, Event::Snapshot { .. }))
+}
+
+/// The report of one account.
+pub(crate) fn report(
+    lab: &Lab,
+    options: &Options,
+    paging: Paging,
+    account: &[Event],
+) -> Result<Report, Error> {
     let (mut timeline, mut guest, mut snapshot) = (&[][..], None, None);
-    for event in events {
+    for event in account {
         match event {
             Event::Timeline { ticks } => timeline = ticks,
             Event::Guest { pid, outputs, .. } => guest = Some((*pid, outputs)),
@@ -124,9 +128,18 @@ fn report(options: &Options, machine: Machine, events: &[Event]) -> Result<Repor
     // Other guests of the same machine have accounts of their own.
     let vms: Vec<Vm> = vms.iter().filter(|vm| vm.pid == pid).cloned().collect();
     let reasons = model::merge(vms.iter().flat_map(|vm: &Vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
+    let machine = Machine {
+        emulated: true,
+        emulator: lab.vendor().emulator().into(),
+        vendor: lab.vendor().name().into(),
+        kernel: lab.release().into(),
+        paging: paging.name().into(),
+        tsc_khz,
+        instructions_to_module: instructions_to_module(account),
+    };
     Ok(Report {
         schema: SCHEMA.into(),
-        machine: Machine { tsc_khz, ..machine },
+        machine,
         source: "module".into(),
         isa: isa.clone(),
         layout: options.layout.name().into(),
@@ -138,6 +151,13 @@ fn report(options: &Options, machine: Machine, events: &[Event]) -> Result<Repor
         phases: Vec::new(),
         guest: guest_view(options, outputs)?,
         quality,
+    })
+}
+
+fn instructions_to_module(events: &[Event]) -> Option<u64> {
+    events.iter().find_map(|event| match event {
+        Event::Inserted { path, instructions } if path == EXITSCOPE => *instructions,
+        _ => None,
     })
 }
 

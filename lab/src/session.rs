@@ -18,11 +18,11 @@ use crate::progress::Progress;
 use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
-/// Modules that a machine needs, besides those that they depend on: its channel's, and KVM's.
+/// Modules that a machine needs, besides those that they depend on: its channel's, the reader of MSRs, and KVM's.
 fn modules_needed(vendor: Vendor) -> &'static [&'static str] {
     match vendor {
-        Vendor::Amd => &["virtio_pci", "virtio_console", "kvm_amd"],
-        Vendor::Intel => &["kvm_intel"],
+        Vendor::Amd => &["virtio_pci", "virtio_console", "msr", "kvm_amd"],
+        Vendor::Intel => &["msr", "kvm_intel"],
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use exitscope_guest::debug_port::DebugPort;
 use exitscope_host::region::{DEVICE, Region};
 
-use super::{guests, kernel, output_of};
+use super::{capabilities, guests, kernel, output_of};
 use crate::emulator::Link;
 use crate::emulator::qemu::CHANNEL;
 use crate::frame;
@@ -76,6 +76,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             channel.tell(&Event::Witness { label: label.clone(), exits: kernel::testimony()? })
         }
         Step::Snapshot { label } => channel.tell(&snapshot(label)?),
+        Step::Capabilities => channel.tell(&capabilities::read()?),
         Step::Guests { guests, sample_ms, meanwhile } => {
             let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
             channel.phase(format!("runs {}", names.join(", ")))?;
