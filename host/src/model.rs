@@ -64,26 +64,23 @@ pub struct Machine {
 impl Machine {
     /// The kernel and the CPU in words: `Linux 6.12.1 on an emulated AMD CPU (qemu-tcg)`.
     pub fn describe(&self) -> String {
-        let Self { kernel, emulator, .. } = self;
-        let vendor = self.vendor_name();
-        match self.emulated {
-            true => format!("Linux {kernel} on an emulated {vendor} CPU ({emulator})"),
-            false => format!("Linux {kernel} on a real {vendor} CPU"),
-        }
+        let emulator = if self.emulated { format!(" ({})", self.emulator) } else { String::new() };
+        format!("Linux {} on {}{emulator}", self.kernel, self.cpu())
+    }
+
+    /// The CPU in words: `an emulated AMD CPU`.
+    pub fn cpu(&self) -> String {
+        let kind = if self.emulated { "an emulated" } else { "a real" };
+        format!("{kind} {} CPU", self.vendor_name())
     }
 
     /// The vendor as it is written: `AMD`, `Intel`.
     pub fn vendor_name(&self) -> &str {
-        vendor_name(&self.vendor)
-    }
-}
-
-/// A vendor as it is written: `AMD`, `Intel`.
-pub fn vendor_name(vendor: &str) -> &str {
-    match vendor {
-        "amd" => "AMD",
-        "intel" => "Intel",
-        other => other,
+        match self.vendor.as_str() {
+            "amd" => "AMD",
+            "intel" => "Intel",
+            other => other,
+        }
     }
 }
 

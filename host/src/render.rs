@@ -56,7 +56,8 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-fn share(part: u64, whole: u64) -> String {
+/// A part in percent of the whole; `-` of nothing.
+pub fn share(part: u64, whole: u64) -> String {
     if whole == 0 { "-".into() } else { format!("{:.2}%", 100.0 * part as f64 / whole as f64) }
 }
 
