@@ -130,11 +130,10 @@ impl Comparison {
 }
 
 impl Side {
-    /// What it is, where it ran, how often it exited.
+    /// How it paged, where it ran, how often it exited.
     fn describe(&self) -> String {
-        let Machine { paging, .. } = &self.machine;
         let exits = grouped(self.total.exits);
-        format!("{}: {paging} paging, {}, {exits} exits", self.label, self.machine.describe())
+        format!("{} paging, {}, {exits} exits", self.machine.paging, self.machine.describe())
     }
 }
 
@@ -289,7 +288,7 @@ mod tests {
     fn the_text_says_what_a_and_b_are() {
         let text = example().render();
         assert!(text.starts_with(
-            "A  nested: nested paging, Linux 6.12.1 on an emulated AMD CPU (qemu-tcg), 99 exits\nB  shadow: "
+            "A  nested paging, Linux 6.12.1 on an emulated AMD CPU (qemu-tcg), 99 exits\nB  shadow paging, "
         ));
         assert!(text.contains("Cycles of A and B are *emulated*"));
         let row: Vec<&str> =

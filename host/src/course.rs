@@ -170,11 +170,12 @@ impl Told {
         }
     }
 
-    /// The figures without their units, where a single one needs none.
+    /// The figures without their units.
     fn figures(self) -> String {
         match (self.exits, self.cycles) {
+            (None, None) => "not defined".into(),
             (Some(number), None) | (None, Some(number)) => grouped(number),
-            _ => self.text(),
+            (Some(exits), Some(cycles)) => format!("{} / {}", grouped(exits), grouped(cycles)),
         }
     }
 
@@ -184,7 +185,7 @@ impl Told {
             (None, None) => "not defined".into(),
             (Some(exits), None) => format!("{} exits", grouped(exits)),
             (None, Some(cycles)) => format!("{} cycles", grouped(cycles)),
-            (Some(exits), Some(cycles)) => format!("{} exits, {} cycles", grouped(exits), grouped(cycles)),
+            (Some(exits), Some(cycles)) => format!("{} exits and {} cycles", grouped(exits), grouped(cycles)),
         }
     }
 }

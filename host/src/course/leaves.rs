@@ -155,13 +155,16 @@ impl<'a> Part<'a> {
     }
 
     fn meaning(&self, question: Question) -> String {
-        let cycles = if self.machine().emulated { "emulated cycles" } else { "cycles" };
+        let of = |what: &str, code| match isa_of(self.machine()).reason(code) {
+            Some(reason) => format!("{what} of {}", reason.name),
+            None => format!("{what}, not defined"),
+        };
         match question {
-            Question::CourseReasonExits(code) => format!("exits of {}", self.reason(code)),
-            Question::CourseReasonCycles(code) => format!("{cycles} of {}", self.reason(code)),
+            Question::CourseReasonExits(code) => of("exits", code),
+            Question::CourseReasonCycles(code) => of("cycles", code),
             Question::CourseExits => "exits, all reasons".into(),
-            Question::CourseCycles => format!("{cycles}, all reasons"),
-            _ => format!("exits and {cycles}, all reasons"),
+            Question::CourseCycles => "cycles, all reasons".into(),
+            _ => "exits / cycles, all reasons".into(),
         }
     }
 
@@ -246,7 +249,7 @@ impl<'a> Part<'a> {
     fn table(&self) -> Block {
         let columns = [
             ("Leaf", Kind::Hex),
-            ("Sub-leaf", Kind::Number),
+            ("Sub\u{2011}leaf", Kind::Number),
             ("Meaning", Kind::Text),
             ("EAX", Kind::Hex),
             ("EBX", Kind::Hex),
@@ -255,7 +258,8 @@ impl<'a> Part<'a> {
             ("cpuid", Kind::Number),
             ("exitscope guest", Kind::Number),
         ];
-        let caption = format!("{}, layout {}", self.machine().describe(), self.reading.layout);
+        let cycles = if self.machine().emulated { "; cycles are emulated" } else { "" };
+        let caption = format!("{}, layout {}{cycles}", self.machine().describe(), self.reading.layout);
         let mut grid = Grid::new(caption, &columns);
         for &(question, row) in &self.rows {
             let told = row.decode(question);

@@ -127,7 +127,7 @@ fn bands(out: &mut String, rates: &Rates, phases: &[Phase], bottom: usize) {
             "<rect class=\"band b{}\" x=\"{from:.2}%\" y=\"{top}\" width=\"{:.2}%\" height=\"{PLOT}\"/>\
              <line class=\"phase\" x1=\"{from:.2}%\" x2=\"{from:.2}%\" y1=\"{}\" y2=\"{bottom}\"/>",
             index % 2,
-            to - from,
+            (to - from).max(0.0),
             line + 3
         );
         let (anchor, dx) = if from > 60.0 { ("end", -5) } else { ("start", 5) };
@@ -192,7 +192,7 @@ fn area(rates: &Rates, highest: f64) -> String {
 
 fn line(ticks: &[Tick], rates: &Rates, most: f64) -> String {
     let point = |tick: &Tick| {
-        let x = UNITS * (tick.t_ms - rates.start_ms) as f64 / rates.length_ms as f64;
+        let x = UNITS * tick.t_ms.saturating_sub(rates.start_ms) as f64 / rates.length_ms as f64;
         format!("{x:.1} {:.1}", UNITS * (1.0 - tick.exits as f64 / most))
     };
     let points: Vec<String> = ticks.iter().map(point).collect();

@@ -271,7 +271,7 @@ fn leaves_are_read_by_their_layout() {
     assert!(answer("A2").contains("5,480 exits and 4,294,967,303 cycles"));
     assert!(answer("A2").contains("the same in 1 and more (exits had gone on) in 1"));
     assert!(answer("A2′").contains("77 exits"));
-    assert!(answer("A2″").contains("78 exits, 8,589,934,593 cycles"));
+    assert!(answer("A2″").contains("78 exits and 8,589,934,593 cycles"));
 }
 
 #[test]
