@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
+use exitscope_host::course::Course;
 use exitscope_host::model::Report;
-use exitscope_host::render;
-use exitscope_lab::bench;
+use exitscope_host::{self as host, render};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::run::{self, GuestKind, Options};
 use exitscope_lab::session::{Lab, Paging, Setup};
+use exitscope_lab::{bench, course};
 
 use crate::{print, print_json};
 
@@ -27,8 +28,21 @@ pub enum Command {
     Run(RunArgs),
     /// Compare two runs, or nested with shadow paging
     Compare(compare::Args),
+    /// Repeat the experiments of a university course, and write the answers as a page
+    Course(CourseArgs),
     /// Measure what watching costs, in instructions per exit
     Bench(BenchArgs),
+}
+
+/// Options of `exitscope lab course`.
+#[derive(clap::Args)]
+pub struct CourseArgs {
+    /// Print what was measured as one JSON document
+    #[arg(long)]
+    json: bool,
+    /// Where course.html, course.md, course.json and the consoles' logs go
+    #[arg(long, value_name = "DIR", default_value = "target/lab")]
+    out: PathBuf,
 }
 
 /// Options of `exitscope lab bench`.
@@ -86,8 +100,30 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run_one(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Course(args) => run_course(&args),
         Command::Bench(args) => run_bench(&args),
     }
+}
+
+fn run_course(args: &CourseArgs) -> anyhow::Result<()> {
+    let mut progress = Progress::new();
+    let program = program()?;
+    let mut prepare = |vendor| Lab::prepare(vendor, Series::V6_12, &program, &args.out, &mut progress);
+    let labs = [prepare(Vendor::Intel)?, prepare(Vendor::Amd)?];
+    let mut course = Course::default();
+    for lab in &labs {
+        course::measure(lab, &mut course, &mut progress)?;
+    }
+    progress.done();
+    let [html, markdown, json] = ["html", "md", "json"].map(|kind| args.out.join(format!("course.{kind}")));
+    write(&html, &host::course::html(&course))?;
+    write(&markdown, &host::course::markdown(&course))?;
+    write(&json, &serde_json::to_string_pretty(&course)?)?;
+    if args.json {
+        return print_json(&course);
+    }
+    print(&host::course::markdown(&course))?;
+    print(&format!("\nAs a page: {}\n", html.display()))
 }
 
 fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod caps;
 mod guest;
 mod lab;
 mod vmm;
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// What a CPU's virtualization can do: every bit of every capability register
+    Caps(caps::Args),
     /// Inside a guest: read this VM's exits through CPUID
     Guest(guest::Args),
     /// Run all of it in an emulated machine, on any computer
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
+        Command::Caps(args) => caps::run(&args),
         Command::Guest(args) => guest::run(&args),
         Command::Lab(command) => lab::run(command),
         Command::Vmm(args) => vmm::run(args),

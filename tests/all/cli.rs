@@ -27,6 +27,8 @@ fn wrong_usage_has_status_2_and_says_what_is_known() {
     check(&["guest", "0xfffffffff"], 2, "32-bit");
     check(&["guest", "--json", "NO_SUCH_REASON"], 2, "NO_SUCH_REASON");
     check(&["vmm"], 2, "--kernel");
+    check(&["caps"], 2, "--from");
+    check(&["caps", "--from", "x", "--style", "pretty"], 2, "course");
     check(&["vmm", "--workload", "nap"], 2, "cpuid");
 }
 
@@ -35,6 +37,7 @@ fn what_cannot_be_had_has_status_1_and_says_what_to_do() {
     check(&["guest"], 1, "no exitscope answers");
     check(&["guest", "10"], 1, "no exitscope answers");
     check(&["lab", "run", "--kernel", "7.2"], 1, "sid");
+    check(&["caps", "--from", "/no/such/dump"], 1, "/no/such/dump");
     check(&["vmm", "--kernel", "/no/such/kernel"], 1, "/");
 }
 

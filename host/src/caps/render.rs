@@ -174,10 +174,16 @@ const fn yes(yes: bool) -> &'static str {
     if yes { "yes" } else { "no" }
 }
 
-/// Each control of one CPU as the course's module prints it.
-pub fn course(cpu: &Cpu, forms: Forms) -> String {
+/// Each control as the course's module prints it, once for CPUs that read alike.
+pub fn course(cpus: &[Cpu], forms: Forms) -> String {
     let mut text = String::new();
-    write_course(&mut text, &decode_cpu(cpu), forms).unwrap_or_default();
+    let groups = alike(cpus);
+    for (cpu, ids) in &groups {
+        if groups.len() > 1 {
+            text.push_str(&format!("{}:\n", name(ids)));
+        }
+        write_course(&mut text, &decode_cpu(cpu), forms).unwrap_or_default();
+    }
     text
 }
 

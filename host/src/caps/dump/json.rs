@@ -1,6 +1,7 @@
 //! Our own JSON: only what was read counts, names and meanings are made anew.
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::words::hex;
 use super::{Place, Reader};
@@ -9,7 +10,8 @@ use crate::caps::decode::SCHEMA;
 
 #[derive(Deserialize)]
 struct Document {
-    schema: String,
+    #[serde(rename = "schema", deserialize_with = "known")]
+    _schema: (),
     cpus: Vec<Cpu>,
 }
 
@@ -19,16 +21,47 @@ struct Cpu {
     registers: Vec<Register>,
 }
 
+/// The parts of a register that count, checked against each other.
 #[derive(Deserialize)]
+#[serde(try_from = "Text")]
 struct Register {
+    address: Address,
+    value: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Text {
     address: String,
     raw: Option<String>,
 }
 
-/// Reads a document; of one that is broken, what comes before the break.
+impl TryFrom<Text> for Register {
+    type Error = String;
+
+    fn try_from(text: Text) -> Result<Self, String> {
+        register(&text.address, text.raw.as_deref())
+    }
+}
+
+fn register(address: &str, raw: Option<&str>) -> Result<Register, String> {
+    let address =
+        Address::parse(address).ok_or_else(|| format!("`{address}` is no address of a register"))?;
+    let digits = address.width() as usize / 4;
+    Ok(Register { address, value: raw.map(|raw| hex(raw, digits)).transpose()? })
+}
+
+fn known<'de, D: Deserializer<'de>>(from: D) -> Result<(), D::Error> {
+    let schema = String::deserialize(from)?;
+    match schema == SCHEMA {
+        true => Ok(()),
+        false => Err(D::Error::custom(format_args!("the schema is {schema} instead of {SCHEMA}"))),
+    }
+}
+
+/// Reads a document; of one that is broken, what makes sense by itself.
 pub fn parse(text: &str, reader: &mut Reader) {
     match serde_json::from_str::<Document>(text) {
-        Ok(document) => read(&document, reader),
+        Ok(document) => read(document, reader),
         Err(error) => {
             let place = Place { line: error.line().max(1), column: error.column().max(1) };
             reader.complain(place, message(&error));
@@ -43,55 +76,41 @@ fn message(error: &serde_json::Error) -> String {
     text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.into())
 }
 
-fn read(document: &Document, reader: &mut Reader) {
-    let place = Place { line: 1, column: 1 };
-    if document.schema != SCHEMA {
-        reader.complain(place, format_args!("the schema is {} instead of {SCHEMA}", document.schema));
-    }
-    for cpu in &document.cpus {
-        reader.cpu(cpu.id);
-        for register in &cpu.registers {
-            keep(reader, place, cpu.id, &register.address, register.raw.as_deref());
+fn read(document: Document, reader: &mut Reader) {
+    for Cpu { id, registers } in document.cpus {
+        reader.cpu(id);
+        for Register { address, value } in registers {
+            reader.keep(Place { line: 1, column: 1 }, id, address, value);
         }
     }
 }
 
-fn keep(reader: &mut Reader, place: Place, cpu: u32, address: &str, raw: Option<&str>) {
-    let Some(address) = Address::parse(address) else {
-        return reader.complain(place, format_args!("`{address}` is no address of a register"));
-    };
-    let digits = address.width() as usize / 4;
-    match raw.map(|raw| hex(raw, digits)).transpose() {
-        Ok(value) => reader.keep(place, cpu, address, value),
-        Err(what) => reader.complain(place, format_args!("{address}: {what}")),
-    }
-}
-
-/// Looks for `"id": N`, `"address": "…"` and `"raw": "…"` in what does not parse as a whole.
+/// Looks for `"id": N`, `"address": "…"` and `"raw": "…"` in what does not parse as a whole, which was said already.
 fn salvage(text: &str, reader: &mut Reader) {
     let (mut cpu, mut address) = (0, None);
-    let mut strings = text.split('"').skip(1).step_by(2).zip(text.split('"').skip(2).step_by(2)).peekable();
-    while let Some((string, after)) = strings.next() {
+    let mut parts = text.split('"').skip(1);
+    while let (Some(key), Some(after)) = (parts.next(), parts.next()) {
         let plain = after.trim_start_matches([':', ' ', '\n', '\t']);
-        let quoted = strings.peek().map(|(next, _)| *next).filter(|_| plain.is_empty());
-        match string {
-            "id" => {
-                cpu = plain
-                    .split(|c: char| !c.is_ascii_digit())
-                    .next()
-                    .and_then(|id| id.parse().ok())
-                    .unwrap_or(cpu)
-            }
+        let quoted = plain.is_empty().then(|| string(parts.clone())).flatten();
+        match key {
+            "id" => cpu = number(plain).unwrap_or(cpu),
             "address" => address = quoted,
-            "raw" => {
-                let place = Place { line: 1, column: 1 };
-                match (address.take(), quoted, plain.starts_with("null")) {
-                    (Some(address), Some(raw), _) => keep(reader, place, cpu, address, Some(raw)),
-                    (Some(address), _, true) => keep(reader, place, cpu, address, None),
-                    _ => {}
+            "raw" if quoted.is_some() || plain.starts_with("null") => {
+                if let Some(Ok(found)) = address.take().map(|address| register(address, quoted)) {
+                    reader.keep(Place { line: 1, column: 1 }, cpu, found.address, found.value);
                 }
             }
             _ => {}
         }
     }
+}
+
+/// The next string, if its closing quote is there.
+fn string<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let string = parts.next()?;
+    parts.next().map(|_| string)
+}
+
+fn number(text: &str) -> Option<u32> {
+    text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }

@@ -16,6 +16,8 @@ struct Command {
     address: Address,
     /// The CPU that the next value is of.
     cpu: u32,
+    /// Whether a value for each CPU follows.
+    all: bool,
     radix: u32,
 }
 
@@ -32,7 +34,7 @@ pub fn parse(text: &str, reader: &mut Reader) {
         } else if is_one(line) {
             pending = command(reader, number, line);
         } else if let Some(word) = words(number, line, &[]).next() {
-            answer(reader, pending.as_mut(), word);
+            answer(reader, &mut pending, word);
         }
     }
 }
@@ -52,7 +54,7 @@ fn complaint(reader: &mut Reader, number: usize, line: &str) {
 fn command(reader: &mut Reader, number: usize, line: &str) -> Option<Command> {
     let separators = [':', '=', '(', ')'];
     let mut rest = words(number, line, &separators).skip_while(|word| !word.text.ends_with("rdmsr")).skip(1);
-    let (mut cpu, mut radix) = (0, 16);
+    let (mut cpu, mut all, mut radix) = (0, false, 16);
     let address = loop {
         let Some(word) = rest.next() else {
             reader.complain(super::words::end(number, line), "rdmsr without the MSR's number");
@@ -60,6 +62,7 @@ fn command(reader: &mut Reader, number: usize, line: &str) -> Option<Command> {
         };
         match word.text {
             "-p" | "--processor" => cpu = rest.next().and_then(|word| word.text.parse().ok()).unwrap_or(0),
+            "-a" | "--all" => all = true,
             "-f" | "--bitfield" => {
                 reader.complain(word.place, "a part of an MSR says too little: leave out -f");
                 return None;
@@ -75,11 +78,11 @@ fn command(reader: &mut Reader, number: usize, line: &str) -> Option<Command> {
             return None;
         }
     };
-    let mut command = Command { address: Address::Msr(number), cpu, radix };
+    let mut command = Some(Command { address: Address::Msr(number), cpu, all, radix });
     if let Some(word) = rest.next() {
-        answer(reader, Some(&mut command), word);
+        answer(reader, &mut command, word);
     }
-    Some(command)
+    command
 }
 
 /// As the command line takes it: C's way.
@@ -99,17 +102,16 @@ fn radix_of(option: &str) -> Option<u32> {
     }
 }
 
-/// A value; several in a row are those of one CPU after the other, as with `-a`.
-fn answer(reader: &mut Reader, pending: Option<&mut Command>, word: Word<'_>) {
-    let Some(command) = pending else {
+/// A value of the command before it.
+fn answer(reader: &mut Reader, pending: &mut Option<Command>, word: Word<'_>) {
+    let Some(command) = *pending else {
         return reader.complain(word.place, format_args!("`{}` follows no rdmsr command", short(word.text)));
     };
-    let Command { address, cpu, radix } = *command;
-    match number(word.text, radix) {
+    match number(word.text, command.radix) {
         Err(what) => reader.complain(word.place, what),
         Ok(value) => {
-            reader.keep(word.place, cpu, address, value);
-            command.cpu = cpu.saturating_add(1);
+            reader.keep(word.place, command.cpu, command.address, value);
+            *pending = command.all.then_some(Command { cpu: command.cpu.saturating_add(1), ..command });
         }
     }
 }

@@ -102,6 +102,7 @@ fn broken_lists_tell_where_and_keep_the_rest() {
     check("0x480 1\n0x481 0x11112222333344445", &["line 2, column 7: `0x11112222333344445` has 17 digits"]);
     check("0x480 1\n0x480 2", &["line 2, column 7: 0x480 of CPU 0 was given before"]);
     check("0x480 1 2", &["line 1, column 9: `2` after the value"]);
+    check("0x480 1\n\u{1b}[2J 1", &["line 2, column 1: `\u{fffd}[2J` is no address"]);
     check("0x480 \u{fffd}\n0x480 1", &["line 1, column 7: `\u{fffd}` is no hex"]);
 }
 
@@ -116,6 +117,8 @@ fn rdmsr() {
     let failed = "rdmsr: CPU 0 cannot read MSR 0x00000481\nrdmsr: CPU 1 cannot read MSR 0x00000481\n";
     check(&format!("{all}{failed}"), &TWO, &[]);
     check("rdmsr -p 5 -u 1152\n18\n", &[(5, &[(BASIC, Some(18))])], &[]);
+    let after = ["line 3, column 1: `13` follows no rdmsr"];
+    check("rdmsr 0x480\n12\n13\n", &[(0, &[(BASIC, Some(18))])], &after);
     check("rdmsr(0x480) = 0x12", &[(0, &[(BASIC, Some(18))])], &[]);
     check(
         "rdmsr 0x480\n12\nrdmsr 0x481\nrdmsr: open: No such file\n",
@@ -146,6 +149,13 @@ fn broken_json_tells_where_and_keeps_the_rest() {
     let other = json.replace("caps/1", "caps/9");
     assert_eq!(parse(other.as_bytes()).cpus, cpus);
     assert!(parse(other.as_bytes()).errors[0].what.contains("exitscope-caps/9"));
+    let wide = parse(json.replacen("0x03da", "0x103da", 1).as_bytes());
+    assert_eq!(wide.cpus[1], cpus[1]);
+    assert!(
+        wide.errors[0].to_string().contains(": `0x103da050000000013` has 17 digits"),
+        "{:?}",
+        wide.errors
+    );
 }
 
 #[test]

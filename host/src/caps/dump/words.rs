@@ -68,12 +68,14 @@ fn is_unread(text: &str) -> bool {
         .contains(&&*word)
 }
 
-/// The first characters of a word, for a message.
+/// The first characters of a word, for a message: none of them does anything to a terminal.
 pub fn short(text: &str) -> String {
-    match text.char_indices().nth(40) {
-        Some((cut, _)) => format!("{}…", &text[..cut]),
-        None => text.into(),
+    let mut shown: String =
+        text.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(40).is_some() {
+        shown.push('…');
     }
+    shown
 }
 
 /// The number in `CPU 3`, `CPU #3`, `cpu3` or `CPUID Registers / Logical CPU #3`, wherever the line says it.

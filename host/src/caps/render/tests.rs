@@ -66,7 +66,7 @@ fn of_unlike_cpus_the_difference_is_shown() {
 
 #[test]
 fn the_courses_style() {
-    let laptop = &cpus(LAPTOP)[0];
+    let laptop = &cpus(LAPTOP);
     let text = course(laptop, Forms::Taken);
     check(
         &text,
