@@ -3,13 +3,19 @@
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_host::model::{self, GuestView, Machine, Report, SCHEMA, Tick, Vm};
 
+use crate::emulator::Vendor;
 use crate::error::Error;
 use crate::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
 use crate::progress::Progress;
 use crate::session::{Lab, Paging, Setup};
 
-/// Resolution of the timeline, in ms.
-const SAMPLE_MS: u64 = 50;
+/// Resolution of the timeline in ms: the emulated clock of a machine runs with its instructions or with ours.
+fn sample_ms(vendor: Vendor) -> u64 {
+    match vendor {
+        Vendor::Amd => 50,
+        Vendor::Intel => 10,
+    }
+}
 
 /// What the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +51,8 @@ impl Options {
         Step::Insert(Insert { path: EXITSCOPE.into(), parameters })
     }
 
-    fn guest(&self, paging: Paging) -> Guest {
+    /// The guest, named after the paging.
+    pub(crate) fn guest(&self, paging: Paging) -> Guest {
         let payload = match self.guest {
             GuestKind::Tiny => Payload::Flat { workload: "cpuid".into(), iterations: TINY_EXITS, batch: 0 },
             GuestKind::Linux => {
@@ -84,7 +91,7 @@ fn run_each(
         if index > 0 {
             steps.extend(lab.reload_kvm(paging));
         }
-        steps.extend(account_for(options.guest(paging)));
+        steps.extend(account_for(lab.vendor(), options.guest(paging)));
     }
     steps.push(Step::Remove { name: "exitscope".into() });
     let events = lab.run(&options.setup, steps, progress)?;
@@ -92,10 +99,10 @@ fn run_each(
 }
 
 /// Steps that run a guest and tell what it did and what was counted: one account.
-pub(crate) fn account_for(guest: Guest) -> [Step; 2] {
+pub(crate) fn account_for(vendor: Vendor, guest: Guest) -> [Step; 2] {
     let label = guest.name.clone();
     [
-        Step::Guests { guests: vec![guest], sample_ms: Some(SAMPLE_MS), meanwhile: vec![] },
+        Step::Guests { guests: vec![guest], sample_ms: Some(sample_ms(vendor)), meanwhile: vec![] },
         Step::Snapshot { label },
     ]
 }
