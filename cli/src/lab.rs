@@ -11,10 +11,10 @@ use exitscope_host::render;
 use exitscope_lab::bench;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
-use exitscope_lab::run::{self, GuestKind, Options};
+use exitscope_lab::run::{self, GuestKind, Options, Vmm};
 use exitscope_lab::session::{Lab, Paging, Setup};
 
-use crate::{print, print_json};
+use crate::{Usage, print, print_json};
 
 /// Commands of `exitscope lab`.
 #[derive(clap::Subcommand)]
@@ -51,9 +51,9 @@ pub struct RunArgs {
     /// What runs in the VM: bare CPUIDs, Linux, or a Debian system
     #[arg(long, default_value = "linux", value_parser = PossibleValuesParser::new(["tiny", "linux", "debian"]))]
     guest: String,
-    /// What runs the VM
-    #[arg(long, default_value = "exitscope", value_parser = PossibleValuesParser::new(["exitscope", "qemu"]))]
-    vmm: String,
+    /// What runs the VM [default: qemu for debian, else exitscope]
+    #[arg(long, value_parser = PossibleValuesParser::new(["exitscope", "qemu"]))]
+    vmm: Option<String>,
     /// vCPUs of the guest
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpus: u32,
@@ -100,12 +100,9 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
-    for (option, value, missing) in
-        [("vendor", &args.vendor, "intel"), ("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")]
-    {
-        if value == missing {
-            bail!("--{option} {missing} is not built yet: leave it out");
-        }
+    let (guest, vmm) = guest_and_vmm(args)?;
+    if args.vendor == "intel" {
+        bail!("--vendor intel is not built yet: leave it out");
     }
     let series = Series::ALL.into_iter().find(|series| series.name() == args.kernel);
     let series = series.with_context(|| format!("unknown kernel {}", args.kernel))?;
@@ -114,7 +111,8 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
             paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
             ..Setup::default()
         },
-        guest: if args.guest == "tiny" { GuestKind::Tiny } else { GuestKind::Linux },
+        guest,
+        vmm,
         vcpus: args.vcpus,
         layout: Layout::from_name(&args.layout).with_context(|| format!("unknown layout {}", args.layout))?,
         expose: Expose::from_name(&args.expose).with_context(|| format!("unknown policy {}", args.expose))?,
@@ -130,6 +128,22 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
     }
     print(&render::report(&report))?;
     print(&format!("\nAll of it: {}\n", path.display()))
+}
+
+/// The guest, and what runs it; some of both do not fit each other.
+fn guest_and_vmm(args: &RunArgs) -> Result<(GuestKind, Vmm), Usage> {
+    match (args.guest.as_str(), args.vmm.as_deref()) {
+        ("tiny", Some("qemu")) => Err(Usage(
+            "--guest tiny has no operating system and needs --vmm exitscope: for --vmm qemu, use --guest linux or debian".into(),
+        )),
+        ("debian", Some("exitscope")) => Err(Usage(
+            "--guest debian needs the disk and firmware of --vmm qemu: leave --vmm out, or use --guest linux".into(),
+        )),
+        ("debian", _) => Ok((GuestKind::Debian, Vmm::Qemu)),
+        ("tiny", _) => Ok((GuestKind::Tiny, Vmm::Exitscope)),
+        (_, Some("qemu")) => Ok((GuestKind::Linux, Vmm::Qemu)),
+        _ => Ok((GuestKind::Linux, Vmm::Exitscope)),
+    }
 }
 
 /// This very program, which runs in the emulated machine too.

@@ -34,6 +34,9 @@ pub struct Report {
     pub vms: Vec<Vm>,
     /// How exits came over time.
     pub timeline: Vec<Tick>,
+    /// The phases of the guest's boot, one after the other, if they were told apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<Phase>,
     /// What the guest itself read, if one did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub guest: Option<GuestView>,
@@ -150,6 +153,19 @@ pub struct Tick {
     /// Milliseconds since the timeline began, in the time of the machine that ran KVM.
     pub t_ms: u64,
     /// Exits of all VMs so far.
+    pub exits: u64,
+}
+
+/// A phase of a guest's boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What it is: `firmware`, `kernel`, `initramfs`, `userspace`, `shutdown`.
+    pub name: String,
+    /// When it begins, on the timeline's clock.
+    pub start_ms: u64,
+    /// When it ends.
+    pub end_ms: u64,
+    /// Exits of all VMs from its begin to its end.
     pub exits: u64,
 }
 

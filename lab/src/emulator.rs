@@ -96,6 +96,8 @@ pub struct Machine {
     pub console_log: PathBuf,
     /// How long the machine may run in all.
     pub deadline: Duration,
+    /// The image of its disk; what the machine writes to it is gone when it ends.
+    pub disk: Option<PathBuf>,
     /// More arguments for the emulator.
     pub extra: Vec<OsString>,
 }
@@ -121,6 +123,7 @@ impl Machine {
             icount: false,
             console_log: console_log.into(),
             deadline: Duration::from_secs(300),
+            disk: None,
             extra: Vec::new(),
         }
     }
@@ -178,6 +181,11 @@ impl Machine {
         add("-device", "virtio-serial-pci".into());
         add("-chardev", "socket,id=channel,fd=0".into());
         add("-device", "virtserialport,chardev=channel,name=exitscope".into());
+        if let Some(disk) = &self.disk {
+            let mut drive = OsString::from("if=virtio,format=raw,snapshot=on,file=");
+            drive.push(quoted(disk));
+            add("-drive", drive);
+        }
         arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
         arguments.extend(self.extra.iter().cloned());
         arguments

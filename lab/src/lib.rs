@@ -12,6 +12,7 @@ pub mod agent;
 pub mod bench;
 pub mod cache;
 pub mod cpio;
+pub mod debian;
 pub mod emulator;
 pub mod error;
 pub mod image;

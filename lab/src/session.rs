@@ -18,8 +18,9 @@ use crate::progress::Progress;
 use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
-/// Modules that the machine needs, besides those that they depend on: its channel's, and KVM on an AMD CPU.
-const MODULES_NEEDED: &[&str] = &["virtio_pci", "virtio_console", "kvm_amd"];
+/// Modules that the machine needs, besides those that they depend on: its channel's, its disk's, and KVM on an AMD
+/// CPU.
+const MODULES_NEEDED: &[&str] = &["virtio_pci", "virtio_console", "virtio_blk", "kvm_amd"];
 
 /// Whether KVM uses the CPU's second level of page tables for its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,12 +63,23 @@ pub struct Setup {
     pub deadline: Duration,
     /// Names its console's log.
     pub name: String,
+    /// Whether it has stock QEMU to run guests with.
+    pub qemu: bool,
+    /// Its disk's image, which is not written to.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let deadline = Duration::from_secs(180);
-        Self { paging: Paging::Nested, icount: false, deadline, name: "console".into() }
+        Self {
+            paging: Paging::Nested,
+            icount: false,
+            deadline,
+            name: "console".into(),
+            qemu: false,
+            disk: None,
+        }
     }
 }
 
@@ -115,6 +127,7 @@ impl Lab {
         let mut machine = Machine::new(&self.boot_image, path, &log);
         machine.deadline = setup.deadline;
         machine.icount = setup.icount;
+        machine.disk = setup.disk.clone();
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
         let mut running = machine.start()?;
         let mut events = Vec::new();
@@ -167,6 +180,9 @@ impl Lab {
             .file(GUEST_KERNEL, &self.boot_image, 0o644)?
             .bytes(GUEST_INITRD, guest_initrd, 0o644)?
             .bytes(JOB, job, 0o644)?;
+        if setup.qemu {
+            image.qemu_tool()?;
+        }
         Ok(image)
     }
 }

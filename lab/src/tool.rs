@@ -28,6 +28,10 @@ pub(crate) const QEMU: Tool = Tool { name: "qemu-system-x86_64", package: "qemu-
 pub(crate) const MAKE: Tool = Tool { name: "make", package: "make" };
 pub(crate) const SETPRIV: Tool = Tool { name: "setpriv", package: "util-linux" };
 
+pub(crate) const SH: Tool = Tool { name: "sh", package: "dash" };
+pub(crate) const FAKEROOT: Tool = Tool { name: "fakeroot", package: "fakeroot" };
+pub(crate) const MKE2FS: Tool = Tool { name: "mke2fs", package: "e2fsprogs" };
+
 impl Tool {
     /// Where the tool is: on the PATH, or in the administrator's directories, which a user's PATH lacks.
     pub fn find(self) -> Result<PathBuf, Error> {
@@ -89,6 +93,16 @@ fn check(command: &Command, status: std::process::ExitStatus, stderr: &[u8]) -> 
     }
     let stderr = String::from_utf8_lossy(stderr).trim().to_owned();
     Err(Error::ToolFailed { command: command_line(command), status, stderr })
+}
+
+/// The error of an `apt-get` that should have downloaded a package.
+pub(crate) fn not_downloaded(error: Error, package: &str) -> Error {
+    match error {
+        Error::ToolFailed { stderr, .. } if !stderr.contains("No space left") => {
+            Error::Download { package: package.to_owned(), stderr }
+        }
+        error => error,
+    }
 }
 
 fn spawn_failed(command: &Command) -> impl FnOnce(io::Error) -> Error + use<> {
