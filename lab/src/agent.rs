@@ -19,16 +19,18 @@ pub fn is_called_for() -> bool {
     guest::is_service() || (std::process::id() == 1 && fs::exists(JOB).unwrap_or(false))
 }
 
-/// Does the job and ends the machine, or the service; comes back only when that fails.
+/// Does the job and ends the machine, or the service; comes back only when the machine does not end.
 pub fn main() -> io::Error {
     if guest::is_service() {
-        return guest::serve();
+        guest::serve();
     }
     let done =
         kernel::mount_all().and_then(|()| fs::read(JOB)).and_then(|text| Ok(serde_json::from_slice(&text)?));
     match done {
         Ok(Job::Host { modules, steps }) => host::run(&modules, &steps),
-        Ok(Job::Guest { modules, system, commands }) => guest::run(&modules, system, commands),
+        Ok(Job::Guest { modules, port, system, commands }) => {
+            guest::run(&modules, port, system.as_ref(), &commands)
+        }
         Err(error) => eprintln!("agent: {error}"),
     }
     rustix::fs::sync();

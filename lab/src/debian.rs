@@ -22,15 +22,18 @@ const ALONE: &str = "cpuid";
 const IDENTITY: [&str; 2] = ["base-files", "systemd"];
 /// The script that makes the image.
 const UNPACK: &str = include_str!("debian/unpack.sh");
+/// The image's name in its entry of the cache.
+const DISK: &str = "disk";
 /// About what the packages, the tree and the image take together while they are made.
 const NEEDED: u64 = 300 << 20;
 
 /// The image of the disk, made if there is none yet.
 pub fn disk(cache: &Cache) -> Result<PathBuf, Error> {
     let versions = versions(&tool::output_of_query(APT_CACHE.command()?.arg("policy").args(IDENTITY))?);
-    let key = Key::new(UNPACK).text(&versions).text(&PACKAGES.join(" ")).needs(NEEDED);
+    let key =
+        Key::new("disk with Debian: 1").text(UNPACK).text(&versions).text(&PACKAGES.join(" ")).needs(NEEDED);
     let entry = cache.entry("debian", key, make)?;
-    let disk = entry.join("disk");
+    let disk = entry.join(DISK);
     match is_whole(&disk) {
         true => Ok(disk),
         false => Err(Error::CacheDamaged { path: entry }),
@@ -44,31 +47,32 @@ fn versions(policy: &str) -> String {
 }
 
 fn make(directory: &Path) -> Result<(), Error> {
+    let work = directory.join("work");
+    let [script, packages, root] = ["unpack.sh", "packages", "root"].map(|name| work.join(name));
     // Asked for before anything is downloaded.
     let mut command = as_root(&SH.find()?)?;
     [DPKG_DEB, MKE2FS].iter().try_for_each(|tool| tool.find().map(drop))?;
-    let [script, packages, root] = ["unpack.sh", "packages", "root"].map(|name| directory.join(name));
-    download(directory, &packages)?;
+    fs::create_dir(&work).map_err(Error::io("make", &work))?;
+    download(&work, &packages)?;
     fs::write(&script, UNPACK).map_err(Error::io("write", &script))?;
-    command.arg(&script).arg(directory.join("disk")).args([&packages, &root]);
-    tool::output(&mut command)?;
-    let remove = |path: &PathBuf| fs::remove_dir_all(path).map_err(Error::io("remove", path));
-    [packages, root].iter().try_for_each(remove)
+    tool::output(command.arg(&script).arg(directory.join(DISK)).args([&packages, &root]))?;
+    fs::remove_dir_all(&work).map_err(Error::io("remove", &work))
 }
 
 /// Downloads the packages as if this machine had none.
-fn download(directory: &Path, packages: &Path) -> Result<(), Error> {
-    let status = directory.join("status");
+fn download(work: &Path, packages: &Path) -> Result<(), Error> {
+    let status = work.join("status");
     let partial = packages.join("partial");
     fs::create_dir_all(&partial).map_err(Error::io("make", &partial))?;
     fs::write(&status, "").map_err(Error::io("write", &status))?;
     let options = [
         format!("Dir::State::status={}", status.display()),
-        format!("Dir::Cache={}", directory.display()),
+        format!("Dir::Cache={}", work.display()),
         format!("Dir::Cache::archives={}", packages.display()),
         "APT::Install-Recommends=0".into(),
         "APT::Sandbox::User=root".into(),
         "Debug::NoLocking=1".into(),
+        "Acquire::http::Timeout=10".into(),
     ];
     let apt = |arguments: &[&str]| {
         let mut command = APT_GET.command()?;
@@ -76,8 +80,9 @@ fn download(directory: &Path, packages: &Path) -> Result<(), Error> {
         let fetched = tool::output(command.args(arguments).current_dir(packages));
         fetched.map_err(|error| tool::not_downloaded(error, "the packages of a Debian system"))
     };
-    apt(&[&["-d", "install"], &PACKAGES[..]].concat())?;
-    apt(&["download", ALONE]).map(drop)
+    // The one first, so that a dead network is known at once, and not after trying each of a hundred.
+    apt(&["download", ALONE])?;
+    apt(&[&["-d", "install"], &PACKAGES[..]].concat()).map(drop)
 }
 
 /// A command that is root, or takes itself for it.

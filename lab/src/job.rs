@@ -41,6 +41,8 @@ pub enum Job {
     Guest {
         /// Kernel modules to load first, in this order.
         modules: Vec<Insert>,
+        /// Whether it tells through a port of its own, and not on its console.
+        port: bool,
         /// The system to start; without one, the guest stays in its initramfs.
         system: Option<System>,
         /// Programs to run, one after the other, each with its arguments.

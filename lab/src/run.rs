@@ -1,5 +1,7 @@
 //! The main job: boots a guest on a stock KVM with our module, and makes a report of its exits.
 
+use std::time::Duration;
+
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_abi::reason::Isa;
 use exitscope_host::model::{self, GuestView, Machine, Phase, Quality, Report, SCHEMA, Tick, Vm};
@@ -54,6 +56,10 @@ pub struct Options {
     pub expose: Expose,
 }
 
+/// How long a machine with a Debian guest may run: longer than the guest may.
+const DEADLINE_OF_DEBIAN: Duration = Duration::from_secs(360);
+/// How Debian's own program reads the total.
+const CPUID: &str = "/usr/bin/cpuid -1 -r -l 0x4ffffff1 -s 0";
 /// Exits of the tiny guest's workload.
 const TINY_EXITS: u64 = 100_000;
 
@@ -66,10 +72,9 @@ impl Options {
             }
             (GuestKind::Linux, Vmm::Exitscope) => Payload::Linux { commands: vec![query("/init")] },
             (GuestKind::Linux, Vmm::Qemu) => Payload::Qemu { commands: vec![query("/init")], debian: false },
-            (GuestKind::Debian, _) => Payload::Qemu {
-                commands: vec![query(IN_SYSTEM), words("/usr/bin/cpuid -1 -r -l 0x4ffffff0 -s 0")],
-                debian: true,
-            },
+            (GuestKind::Debian, _) => {
+                Payload::Qemu { commands: vec![query(IN_SYSTEM), words(CPUID)], debian: true }
+            }
         };
         let guest = Guest { name: GUEST.into(), vcpus: self.vcpus, payload };
         vec![
@@ -93,20 +98,25 @@ fn query(program: &str) -> Vec<String> {
 
 /// Runs it.
 pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Report, Error> {
+    report(lab.release(), options, &events(lab, options, progress)?)
+}
+
+/// Runs it, and gives back all that the machine told.
+pub fn events(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Vec<Event>, Error> {
     let mut setup = options.setup.clone();
     setup.qemu = options.vmm == Vmm::Qemu;
     if options.guest == GuestKind::Debian {
         progress.phase("makes a Debian system");
         setup.disk = Some(debian::disk(&Cache::open()?)?);
+        setup.deadline = DEADLINE_OF_DEBIAN;
     }
-    let events = lab.run(&setup, options.steps(), progress)?;
-    report(lab.release(), options, events)
+    lab.run(&setup, options.steps(), progress)
 }
 
 /// The report of what the machine told, whose kernel is of that release.
-fn report(release: &str, options: &Options, events: Vec<Event>) -> Result<Report, Error> {
+pub fn report(release: &str, options: &Options, events: &[Event]) -> Result<Report, Error> {
     let (mut timeline, mut outputs, mut marks, mut snapshot) = (Vec::new(), Vec::new(), Vec::new(), None);
-    for event in events {
+    for event in events.iter().cloned() {
         match event {
             Event::Timeline { ticks } => timeline = ticks,
             Event::Guest { outputs: gave, marks: noted, .. } => (outputs, marks) = (gave, noted),

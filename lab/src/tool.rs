@@ -99,7 +99,9 @@ fn check(command: &Command, status: std::process::ExitStatus, stderr: &[u8]) -> 
 pub(crate) fn not_downloaded(error: Error, package: &str) -> Error {
     match error {
         Error::ToolFailed { stderr, .. } if !stderr.contains("No space left") => {
-            Error::Download { package: package.to_owned(), stderr }
+            // What failed first tells why; there may be a line for each of many packages.
+            let first = stderr.lines().find(|line| line.starts_with("E: ")).unwrap_or(&stderr);
+            Error::Download { package: package.to_owned(), stderr: first.to_owned() }
         }
         error => error,
     }

@@ -3,6 +3,7 @@
 
 mod cli;
 mod cost;
+mod debian;
 mod exactness;
 mod leaves;
 mod life;

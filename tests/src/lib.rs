@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use exitscope_abi::reason::Isa;
-use exitscope_host::model::{self, Reason, Vm};
+use exitscope_host::model::{self, Reason, Report, Vm};
+use exitscope_lab::Error;
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
+use exitscope_lab::run::{self, Options};
 use exitscope_lab::session::{Lab, Setup};
 
 /// The instruction set of the lab's AMD lane.
@@ -54,14 +56,30 @@ fn lab() -> &'static Lab {
 /// # Panics
 /// When a step fails or the machine's kernel complains: that fails the test.
 pub fn machine(name: &str, steps: Vec<Step>) -> Told {
+    let setup = Setup { name: name.into(), ..Setup::default() };
+    in_turn(name, |progress| lab().run(&setup, steps, progress).map(Told))
+}
+
+/// Runs the main job as `exitscope lab run` does: its report, and all that the machine told.
+///
+/// # Panics
+/// As [`machine`] does.
+pub fn report(options: &Options) -> (Report, Told) {
+    in_turn(&options.setup.name, |progress| {
+        let events = run::events(lab(), options, progress)?;
+        Ok((run::report(lab().release(), options, &events)?, Told(events)))
+    })
+}
+
+/// Uses a machine when no other test does.
+fn in_turn<T>(name: &str, work: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut progress = Progress::new();
     progress.note(&format!("{name}:"));
-    let setup = Setup { name: name.into(), ..Setup::default() };
-    let told = lab().run(&setup, steps, &mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let done = work(&mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
     progress.done();
-    Told(told)
+    done
 }
 
 /// The kernel module as built for the lab's kernel.

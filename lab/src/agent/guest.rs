@@ -6,6 +6,8 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Command};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::mount::mount_move;
 use rustix::process::{chdir, chroot};
@@ -18,6 +20,8 @@ use crate::job::{GUEST_MARK, INITRAMFS, Insert, Output, SHUTDOWN, System, USERSP
 const SERVICE: &str = "exitscope-agent";
 /// Where a system's root is mounted before it is one.
 const NEW_ROOT: &str = "/root";
+/// How long a port may take to appear.
+const PORT_WAIT: Duration = Duration::from_secs(10);
 /// The service's unit. Nothing of it is on the system's disk: systemd reads units from `/run` too.
 const UNIT: &str = "\
 [Unit]
@@ -32,13 +36,13 @@ ExecStart=@/run/exitscope/exitscope exitscope-agent
 ";
 
 /// Runs the commands here, or starts the system that will.
-pub fn run(modules: &[Insert], system: Option<System>, commands: Vec<Vec<String>>) {
+pub fn run(modules: &[Insert], port: bool, system: Option<&System>, commands: &[Vec<String>]) {
     let done = modules.iter().try_for_each(kernel::insert).and_then(|()| {
-        let mut voice = Voice::find();
+        let mut voice = if port { Voice::port()? } else { Voice::Console };
         voice.reached(INITRAMFS)?;
         match system {
-            Some(system) => Err(start(&system, &commands, voice)),
-            None => tell_all(&commands, &mut voice),
+            Some(system) => Err(start(system, commands, voice)),
+            None => tell_all(commands, &mut voice),
         }
     });
     if let Err(error) = done {
@@ -52,16 +56,20 @@ pub fn is_service() -> bool {
     std::env::args_os().next().is_some_and(|name| name == SERVICE)
 }
 
-/// As that service: runs the commands. Comes back only when it fails.
-pub fn serve() -> io::Error {
+/// As that service: runs the commands.
+pub fn serve() -> ! {
     let done = fs::read("/run/exitscope/commands.json").and_then(|text| {
         let commands: Vec<Vec<String>> = serde_json::from_slice(&text)?;
-        tell_all(&commands, &mut Voice::find())
+        tell_all(&commands, &mut Voice::port()?)
     });
-    match done {
-        Ok(()) => process::exit(0),
-        Err(error) => error,
-    }
+    let status = match done {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("agent: {error}");
+            1
+        }
+    };
+    process::exit(status)
 }
 
 fn tell_all(commands: &[Vec<String>], voice: &mut Voice) -> io::Result<()> {
@@ -69,8 +77,7 @@ fn tell_all(commands: &[Vec<String>], voice: &mut Voice) -> io::Result<()> {
     voice.reached(SHUTDOWN)
 }
 
-/// Starts the disk's system: its systemd becomes the first process.
-/// Comes back only when it fails.
+/// Starts the disk's system: its systemd becomes the first process. Comes back only when that fails.
 fn start(system: &System, commands: &[Vec<String>], mut voice: Voice) -> io::Error {
     match prepare(system, commands).and_then(|()| voice.reached(USERSPACE)) {
         Ok(()) => Command::new("/sbin/init").exec(),
@@ -97,15 +104,23 @@ fn prepare(system: &System, commands: &[Vec<String>]) -> io::Result<()> {
     Ok(chroot(".")?)
 }
 
-/// How the guest tells: through a port of its own under QEMU, else on the console.
+/// How the guest tells.
 enum Voice {
     Port(File),
     Console,
 }
 
 impl Voice {
-    fn find() -> Self {
-        File::options().write(true).open(CHANNEL).map_or(Self::Console, Self::Port)
+    /// The port, which appears some time after its driver.
+    fn port() -> io::Result<Self> {
+        let begun = Instant::now();
+        loop {
+            match File::options().write(true).open(CHANNEL) {
+                Ok(port) => return Ok(Self::Port(port)),
+                Err(_) if begun.elapsed() < PORT_WAIT => thread::sleep(Duration::from_millis(1)),
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{CHANNEL}: {error}"))),
+            }
+        }
     }
 
     fn gave(&mut self, output: Output) -> io::Result<()> {

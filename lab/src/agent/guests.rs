@@ -117,7 +117,7 @@ fn start(guest: &Guest, began: Instant) -> io::Result<Box<dyn Vmm>> {
             Ok(())
         })?),
         Payload::Linux { commands } => Box::new(Running::start(guest, |vmm| {
-            let job = Job::Guest { modules: vec![], system: None, commands: commands.clone() };
+            let job = Job::Guest { modules: vec![], port: false, system: None, commands: commands.clone() };
             let initrd = initrd_with_job(&guest.name, &job, &[])?;
             vmm.args(["--kernel", GUEST_KERNEL, "--memory", "192", "--cmdline", COMMAND_LINE, "--initrd"]);
             vmm.arg(initrd);

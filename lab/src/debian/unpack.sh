@@ -33,11 +33,14 @@ done
 sed 's/:.*/:*:20000:0:99999:7:::/' "$root/etc/passwd" >"$root/etc/shadow"
 chmod 640 "$root/etc/shadow"
 
-# What an installation leaves: a name, and an identity, without which systemd sees a first boot.
+# What an installation leaves: a name, an identity and time stamps, without which systemd sees a first boot.
 echo exitscope >"$root/etc/hostname"
 echo '127.0.0.1 localhost exitscope' >"$root/etc/hosts"
 echo 65786974736265636f70652d64656269 >"$root/etc/machine-id"
 : >"$root/etc/fstab"
+ln -sfn /run "$root/var/run"
+ln -sfn /run/lock "$root/var/lock"
+touch "$root/etc/.updated" "$root/var/.updated"
 
 mke2fs -q -F -t ext4 -L debian -d "$root" -E lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0 \
 	-J size=4 "$image" 384M
