@@ -1,18 +1,17 @@
 //! Makes a disk with a Debian system that boots, from Debian's packages, as a normal user.
 //!
 //! apt resolves and downloads the packages as if nothing were installed; `debian/unpack.sh` unpacks them and
-//! makes an ext4 image of that. Nothing is mounted, no namespace is needed, and no root either: where the user
-//! is not root, `fakeroot` pretends it, so that files get their owners. Nothing of ours is on the disk, so it
-//! is made anew only when Debian's packages are.
+//! makes an ext4 image of that. Nothing is mounted, no namespace is needed, and no root either: `fakeroot`
+//! pretends it, so that files get their owners, also for a root who may not give files away. Nothing of ours
+//! is on the disk, so it is made anew only when Debian's packages are.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::tool::{self, APT_CACHE, APT_GET, DPKG_DEB, FAKEROOT, MKE2FS, SH};
+use crate::tool::{self, APT_CACHE, APT_GET, DPKG_DEB, FAKEROOT, MKE2FS};
 
 /// What is installed, besides all that this needs. Without `usr-is-merged`, a Perl is drawn in to merge `/usr`.
 const PACKAGES: [&str; 5] = ["?essential", "usr-is-merged", "systemd-sysv", "udev", "dbus"];
@@ -50,12 +49,12 @@ fn make(directory: &Path) -> Result<(), Error> {
     let work = directory.join("work");
     let [script, packages, root] = ["unpack.sh", "packages", "root"].map(|name| work.join(name));
     // Asked for before anything is downloaded.
-    let mut command = as_root(&SH.find()?)?;
+    let mut command = FAKEROOT.command()?;
     [DPKG_DEB, MKE2FS].iter().try_for_each(|tool| tool.find().map(drop))?;
     fs::create_dir(&work).map_err(Error::io("make", &work))?;
     download(&work, &packages)?;
     fs::write(&script, UNPACK).map_err(Error::io("write", &script))?;
-    tool::output(command.arg(&script).arg(directory.join(DISK)).args([&packages, &root]))?;
+    tool::output(command.args(["--", "sh"]).arg(&script).arg(directory.join(DISK)).args([&packages, &root]))?;
     fs::remove_dir_all(&work).map_err(Error::io("remove", &work))
 }
 
@@ -83,16 +82,6 @@ fn download(work: &Path, packages: &Path) -> Result<(), Error> {
     // The one first, so that a dead network is known at once, and not after trying each of a hundred.
     apt(&["download", ALONE])?;
     apt(&[&["-d", "install"], &PACKAGES[..]].concat()).map(drop)
-}
-
-/// A command that is root, or takes itself for it.
-fn as_root(program: &Path) -> Result<Command, Error> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(Command::new(program));
-    }
-    let mut command = FAKEROOT.command()?;
-    command.arg("--").arg(program);
-    Ok(command)
 }
 
 /// Whether a file is an ext4 file system with nothing cut off.

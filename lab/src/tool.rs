@@ -28,7 +28,6 @@ pub(crate) const QEMU: Tool = Tool { name: "qemu-system-x86_64", package: "qemu-
 pub(crate) const MAKE: Tool = Tool { name: "make", package: "make" };
 pub(crate) const SETPRIV: Tool = Tool { name: "setpriv", package: "util-linux" };
 
-pub(crate) const SH: Tool = Tool { name: "sh", package: "dash" };
 pub(crate) const FAKEROOT: Tool = Tool { name: "fakeroot", package: "fakeroot" };
 pub(crate) const MKE2FS: Tool = Tool { name: "mke2fs", package: "e2fsprogs" };
 

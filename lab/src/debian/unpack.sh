@@ -1,4 +1,4 @@
-# Makes the ext4 image $1 of Debian from the packages in $2, in the directory $3, as root or as a pretended one.
+# Makes the ext4 image $1 of Debian from the packages in $2, in the directory $3, under fakeroot.
 # No script of a package runs, so no chroot is needed; what those of the packages here would do is done below.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin
@@ -42,5 +42,5 @@ ln -sfn /run "$root/var/run"
 ln -sfn /run/lock "$root/var/lock"
 touch "$root/etc/.updated" "$root/var/.updated"
 
-mke2fs -q -F -t ext4 -L debian -d "$root" -E lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0 \
+mke2fs -q -F -t ext4 -b 4096 -N 16384 -L debian -d "$root" -E lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0 \
 	-J size=4 "$image" 384M
