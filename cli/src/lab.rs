@@ -15,11 +15,11 @@ use exitscope_host::{self as host, render};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
-use exitscope_lab::run::{self, GuestKind, Options};
+use exitscope_lab::run::{self, GuestKind, Options, Vmm};
 use exitscope_lab::session::{Lab, Paging, Setup};
 use exitscope_lab::{bench, course};
 
-use crate::{print, print_json};
+use crate::{Usage, print, print_json};
 
 /// Commands of `exitscope lab`.
 #[derive(clap::Subcommand)]
@@ -71,9 +71,9 @@ pub struct RunArgs {
     /// What runs in the VM: bare CPUIDs, Linux, or a Debian system
     #[arg(long, default_value = "linux", value_parser = PossibleValuesParser::new(["tiny", "linux", "debian"]))]
     guest: String,
-    /// What runs the VM
-    #[arg(long, default_value = "exitscope", value_parser = PossibleValuesParser::new(["exitscope", "qemu"]))]
-    vmm: String,
+    /// What runs the VM [default: qemu for debian, else exitscope]
+    #[arg(long, value_parser = PossibleValuesParser::new(["exitscope", "qemu"]))]
+    vmm: Option<String>,
     /// vCPUs of the guest
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpus: u32,
@@ -143,13 +143,14 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
-    refuse_unbuilt(&[("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")])?;
+    let (guest, vmm) = guest_and_vmm(&args.vendor, &args.guest, args.vmm.as_deref())?;
     let options = Options {
         setup: Setup {
             paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
             ..Setup::default()
         },
-        guest: guest_kind(&args.guest),
+        guest,
+        vmm,
         vcpus: args.vcpus,
         layout: Layout::from_name(&args.layout).with_context(|| format!("unknown layout {}", args.layout))?,
         expose: Expose::from_name(&args.expose).with_context(|| format!("unknown policy {}", args.expose))?,
@@ -169,12 +170,13 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
 
 /// Runs the same guest with nested and with shadow paging; leaves nested.json and shadow.json in `--out`.
 fn run_both(args: &compare::Args) -> anyhow::Result<[Report; 2]> {
-    refuse_unbuilt(&[("guest", &args.guest, "debian")])?;
+    let (guest, vmm) = guest_and_vmm(&args.vendor, &args.guest, None)?;
     let mut progress = Progress::new();
     let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
     let options = Options {
         setup: Setup::default(),
-        guest: guest_kind(&args.guest),
+        guest,
+        vmm,
         vcpus: 1,
         layout: Layout::Classic,
         expose: Expose::Vm,
@@ -194,21 +196,28 @@ fn prepare(vendor: &str, kernel: &str, out: &Path, progress: &mut Progress) -> a
     Ok(Lab::prepare(vendor, series(kernel)?, &program()?, out, progress)?)
 }
 
-/// Refuses what the command line may ask for and the lab cannot do yet: option, value, value that is missing.
-fn refuse_unbuilt(asked: &[(&str, &str, &str)]) -> anyhow::Result<()> {
-    match asked.iter().find(|(_, value, missing)| value == missing) {
-        Some((option, _, missing)) => bail!("--{option} {missing} is not built yet: leave it out"),
-        None => Ok(()),
-    }
-}
-
 fn series(name: &str) -> anyhow::Result<Series> {
     let series = Series::ALL.into_iter().find(|series| series.name() == name);
     series.with_context(|| format!("unknown kernel {name}"))
 }
 
-fn guest_kind(name: &str) -> GuestKind {
-    if name == "tiny" { GuestKind::Tiny } else { GuestKind::Linux }
+/// The guest, and what runs it; some of both do not fit each other.
+fn guest_and_vmm(vendor: &str, guest: &str, vmm: Option<&str>) -> Result<(GuestKind, Vmm), Usage> {
+    match (guest, vmm) {
+        ("debian", _) | (_, Some("qemu")) if vendor == "intel" => Err(Usage(
+            "--guest debian and --vmm qemu run on --vendor amd only: leave them out, or --vendor intel".into(),
+        )),
+        ("tiny", Some("qemu")) => Err(Usage(
+            "--guest tiny has no operating system and needs --vmm exitscope: for --vmm qemu, use --guest linux or debian".into(),
+        )),
+        ("debian", Some("exitscope")) => Err(Usage(
+            "--guest debian needs the disk and firmware of --vmm qemu: leave --vmm out, or use --guest linux".into(),
+        )),
+        ("debian", _) => Ok((GuestKind::Debian, Vmm::Qemu)),
+        ("tiny", _) => Ok((GuestKind::Tiny, Vmm::Exitscope)),
+        (_, Some("qemu")) => Ok((GuestKind::Linux, Vmm::Qemu)),
+        _ => Ok((GuestKind::Linux, Vmm::Exitscope)),
+    }
 }
 
 /// This very program, which runs in the emulated machine too.

@@ -12,7 +12,7 @@ use exitscope_host::model::{self, GuestView, Machine};
 use crate::error::Error;
 use crate::job::{Event, Guest, Output, Payload, Step};
 use crate::progress::Progress;
-use crate::run::{self, GuestKind, Options, account_for, accounts};
+use crate::run::{self, GuestKind, Options, Vmm, account_for, accounts};
 use crate::session::{Lab, Paging, Setup};
 
 /// The leaves that the course's layouts use.
@@ -56,7 +56,14 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
 }
 
 fn options(setup: &Setup, layout: Layout) -> Options {
-    Options { setup: setup.clone(), guest: GuestKind::Linux, vcpus: 1, layout, expose: Expose::Vm }
+    Options {
+        setup: setup.clone(),
+        guest: GuestKind::Linux,
+        vmm: Vmm::Exitscope,
+        vcpus: 1,
+        layout,
+        expose: Expose::Vm,
+    }
 }
 
 /// A guest that reads everything that a layout has.

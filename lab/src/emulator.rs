@@ -139,6 +139,8 @@ pub struct Machine {
     pub console_log: PathBuf,
     /// How long the machine may run in all.
     pub deadline: Duration,
+    /// The image of its disk; what the machine writes to it is gone when it ends.
+    pub disk: Option<PathBuf>,
     /// More arguments for the emulator.
     pub extra: Vec<OsString>,
 }
@@ -164,6 +166,7 @@ impl Machine {
             icount: false,
             console_log: console_log.into(),
             deadline: Duration::from_secs(300),
+            disk: None,
             extra: Vec::new(),
         }
     }

@@ -40,6 +40,13 @@ pub enum Error {
         needed: Option<u64>,
     },
 
+    /// An entry of the cache is not as it was made.
+    #[error("{} is damaged: delete it, and it is made anew", path.display())]
+    CacheDamaged {
+        /// The entry.
+        path: PathBuf,
+    },
+
     /// A file operation failed.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {

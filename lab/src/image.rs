@@ -9,10 +9,17 @@ use crate::cpio::Writer;
 use crate::error::Error;
 use crate::modules::Module;
 use crate::shared_library;
-use crate::tool::CPUID;
+use crate::tool::{CPUID, QEMU};
 
 /// The directory of an image that [`Image::modules`] fills.
 pub const MODULES: &str = "/modules";
+/// What QEMU reads when it boots a Linux kernel, a bzImage or one with a PVH entry, on a PC.
+const QEMU_FILES: [&str; 4] = [
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/kvmvapic.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+    "/usr/share/qemu/pvh.bin",
+];
 
 #[derive(Debug, Clone)]
 enum Node {
@@ -97,6 +104,16 @@ impl Image {
     /// Adds Debian's `cpuid` as `/usr/bin/cpuid`.
     pub fn cpuid_tool(&mut self) -> Result<&mut Self, Error> {
         self.dynamic_tool("/usr/bin/cpuid", &CPUID.find()?)
+    }
+
+    /// Adds stock QEMU with the firmware of a PC and what boots a Linux kernel from it, all under their own paths.
+    pub fn qemu_tool(&mut self) -> Result<&mut Self, Error> {
+        let program = QEMU.find()?;
+        self.dynamic_tool(&program.to_string_lossy(), &program)?;
+        for file in QEMU_FILES {
+            self.host_file(Path::new(file))?;
+        }
+        Ok(self)
     }
 
     fn host_file(&mut self, file: &Path) -> Result<&mut Self, Error> {

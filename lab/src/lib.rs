@@ -13,6 +13,7 @@ pub mod bench;
 pub mod cache;
 pub mod course;
 pub mod cpio;
+pub mod debian;
 pub mod emulator;
 pub mod error;
 pub mod frame;

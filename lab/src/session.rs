@@ -18,10 +18,10 @@ use crate::progress::Progress;
 use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
-/// Modules that a machine needs, besides those that they depend on: its channel's, the reader of MSRs, and KVM's.
+/// Modules that a machine needs, besides those that they depend on: its channel's, its disk's, the reader of MSRs, and KVM's.
 fn modules_needed(vendor: Vendor) -> &'static [&'static str] {
     match vendor {
-        Vendor::Amd => &["virtio_pci", "virtio_console", "msr", "kvm_amd"],
+        Vendor::Amd => &["virtio_pci", "virtio_console", "virtio_blk", "msr", "kvm_amd"],
         Vendor::Intel => &["msr", "kvm_intel"],
     }
 }
@@ -77,12 +77,23 @@ pub struct Setup {
     pub deadline: Duration,
     /// Names its console's log.
     pub name: String,
+    /// Whether it has stock QEMU to run guests with.
+    pub qemu: bool,
+    /// Its disk's image, which is not written to.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let deadline = Duration::from_secs(180);
-        Self { paging: Paging::Nested, icount: false, deadline, name: "console".into() }
+        Self {
+            paging: Paging::Nested,
+            icount: false,
+            deadline,
+            name: "console".into(),
+            qemu: false,
+            disk: None,
+        }
     }
 }
 
@@ -142,6 +153,7 @@ impl Lab {
         let mut machine = Machine::new(self.vendor, &self.boot_image, path, &log);
         machine.deadline = setup.deadline;
         machine.icount = setup.icount;
+        machine.disk = setup.disk.clone();
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
         let mut running = machine.start()?;
         let mut events = Vec::new();
@@ -190,6 +202,9 @@ impl Lab {
             .file(GUEST_KERNEL, &self.boot_image, 0o644)?
             .bytes(GUEST_INITRD, guest_initrd, 0o644)?
             .bytes(JOB, job, 0o644)?;
+        if setup.qemu {
+            image.qemu_tool()?;
+        }
         Ok(image)
     }
 }

@@ -24,6 +24,10 @@ fn wrong_usage_has_status_2_and_says_what_is_known() {
     check(&["lab", "run", "--layout", "modern"], 2, "reordered");
     check(&["lab", "run", "--expose", "all"], 2, "host");
     check(&["lab", "run", "--vcpus", "0"], 2, "1..=64");
+    check(&["lab", "run", "--vmm", "vbox"], 2, "qemu");
+    check(&["lab", "run", "--guest", "windows"], 2, "debian");
+    check(&["lab", "run", "--guest", "debian", "--vmm", "exitscope"], 2, "--guest linux");
+    check(&["lab", "run", "--guest", "tiny", "--vmm", "qemu"], 2, "--vmm exitscope");
     check(&["guest", "0xfffffffff"], 2, "32-bit");
     check(&["guest", "--json", "NO_SUCH_REASON"], 2, "NO_SUCH_REASON");
     check(&["vmm"], 2, "--kernel");

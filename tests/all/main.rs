@@ -4,6 +4,7 @@
 mod caps;
 mod cli;
 mod cost;
+mod debian;
 mod exactness;
 mod leaves;
 mod life;

@@ -20,13 +20,18 @@ const EVENTS: [&str; 2] =
 /// Mounts what programs expect.
 pub fn mount_all() -> io::Result<()> {
     for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
-        fs::create_dir_all(place)?;
-        match mount(kind, place, kind, MountFlags::empty(), None) {
-            Ok(()) | Err(rustix::io::Errno::BUSY) => {}
-            Err(errno) => return Err(named(format!("mount {place}"), errno)),
-        }
+        mount_at(kind, place, kind)?;
     }
     Ok(())
+}
+
+/// Mounts a file system, unless something is mounted there.
+pub fn mount_at(source: &str, place: &str, kind: &str) -> io::Result<()> {
+    fs::create_dir_all(place)?;
+    match mount(source, place, kind, MountFlags::empty(), None) {
+        Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
+        Err(errno) => Err(named(format!("mount {source} at {place}"), errno)),
+    }
 }
 
 fn named(what: String, errno: rustix::io::Errno) -> io::Error {

@@ -78,6 +78,11 @@ fn arguments(machine: &Machine) -> Vec<OsString> {
     add("-device", "virtio-serial-pci".into());
     add("-chardev", "socket,id=channel,fd=0".into());
     add("-device", "virtserialport,chardev=channel,name=exitscope".into());
+    if let Some(disk) = &machine.disk {
+        let mut drive = OsString::from("if=virtio,format=raw,snapshot=on,file=");
+        drive.push(quoted(disk));
+        add("-drive", drive);
+    }
     arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
     arguments
 }
