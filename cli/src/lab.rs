@@ -6,7 +6,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_host::course::Course;
@@ -109,9 +109,10 @@ fn run_course(args: &CourseArgs) -> anyhow::Result<()> {
     let mut progress = Progress::new();
     let program = program()?;
     let mut prepare = |vendor| Lab::prepare(vendor, Series::V6_12, &program, &args.out, &mut progress);
-    let labs = [prepare(Vendor::Intel)?, prepare(Vendor::Amd)?];
+    let (intel, amd) = (prepare(Vendor::Intel)?, prepare(Vendor::Amd)?);
     let mut course = Course::default();
-    for lab in &labs {
+    course::measure_full_boot(&amd, &mut course, &mut progress)?;
+    for lab in [&intel, &amd] {
         course::measure(lab, &mut course, &mut progress)?;
     }
     progress.done();

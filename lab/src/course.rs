@@ -55,6 +55,18 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
     Ok(())
 }
 
+/// Boots a whole distribution on the lab's machine and adds how its exits came.
+pub fn measure_full_boot(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Result<(), Error> {
+    let setup = Setup { name: "course-debian".into(), ..Setup::default() };
+    let options = Options { guest: GuestKind::Debian, vmm: Vmm::Qemu, ..options(&setup, Layout::Classic) };
+    course.boots.push(Boot {
+        guest: "a full Debian system".into(),
+        command: "exitscope lab run --guest debian".into(),
+        report: run::run(lab, &options, progress)?,
+    });
+    Ok(())
+}
+
 fn options(setup: &Setup, layout: Layout) -> Options {
     Options {
         setup: setup.clone(),

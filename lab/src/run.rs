@@ -84,7 +84,7 @@ impl Options {
                 Payload::Qemu { commands: vec![query(IN_SYSTEM), words(CPUID)], debian: true }
             }
         };
-        Guest { name: paging.name().into(), vcpus: self.vcpus, payload }
+        Guest { name: format!("guest-{}", paging.name()), vcpus: self.vcpus, payload }
     }
 }
 
