@@ -13,12 +13,14 @@ use crate::tool::{CPUID, QEMU};
 
 /// The directory of an image that [`Image::modules`] fills.
 pub const MODULES: &str = "/modules";
-/// What QEMU reads when it boots a Linux kernel, a bzImage or one with a PVH entry, on a PC.
-const QEMU_FILES: [&str; 4] = [
-    "/usr/share/seabios/bios-256k.bin",
-    "/usr/share/qemu/kvmvapic.bin",
-    "/usr/share/qemu/linuxboot_dma.bin",
-    "/usr/share/qemu/pvh.bin",
+/// Where [`Image::qemu_tool`] puts the program.
+pub const QEMU_PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
+/// What QEMU reads when it boots a Linux kernel, a bzImage or one with a PVH entry, on a PC; and whose it is.
+const QEMU_FILES: [(&str, &str); 4] = [
+    ("seabios", "/usr/share/seabios/bios-256k.bin"),
+    ("qemu-system-data", "/usr/share/qemu/kvmvapic.bin"),
+    ("qemu-system-data", "/usr/share/qemu/linuxboot_dma.bin"),
+    ("qemu-system-data", "/usr/share/qemu/pvh.bin"),
 ];
 
 #[derive(Debug, Clone)]
@@ -106,12 +108,15 @@ impl Image {
         self.dynamic_tool("/usr/bin/cpuid", &CPUID.find()?)
     }
 
-    /// Adds stock QEMU with the firmware of a PC and what boots a Linux kernel from it, all under their own paths.
+    /// Adds stock QEMU as [`QEMU_PROGRAM`], with the firmware of a PC and what boots a Linux kernel from that.
     pub fn qemu_tool(&mut self) -> Result<&mut Self, Error> {
-        let program = QEMU.find()?;
-        self.dynamic_tool(&program.to_string_lossy(), &program)?;
-        for file in QEMU_FILES {
-            self.host_file(Path::new(file))?;
+        self.dynamic_tool(QEMU_PROGRAM, &QEMU.find()?)?;
+        for (package, path) in QEMU_FILES {
+            let file = Path::new(path);
+            if !file.is_file() {
+                return Err(Error::PackageIncomplete { package: package.into(), path: file.into() });
+            }
+            self.host_file(file)?;
         }
         Ok(self)
     }

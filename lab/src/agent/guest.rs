@@ -14,7 +14,7 @@ use rustix::process::{chdir, chroot};
 
 use super::{kernel, output_of};
 use crate::emulator::qemu::CHANNEL;
-use crate::job::{GUEST_MARK, INITRAMFS, Insert, Output, SHUTDOWN, System, USERSPACE, Word};
+use crate::job::{GUEST_MARK, IN_SYSTEM, INITRAMFS, Insert, Output, SHUTDOWN, System, USERSPACE, Word};
 
 /// What the service is called, as its first argument.
 const SERVICE: &str = "exitscope-agent";
@@ -22,19 +22,6 @@ const SERVICE: &str = "exitscope-agent";
 const NEW_ROOT: &str = "/root";
 /// How long a port may take to appear.
 const PORT_WAIT: Duration = Duration::from_secs(10);
-/// The service's unit. Nothing of it is on the system's disk: systemd reads units from `/run` too.
-const UNIT: &str = "\
-[Unit]
-Description=Tells what exitscope's leaves say
-After=multi-user.target
-SuccessAction=poweroff
-FailureAction=poweroff
-
-[Service]
-Type=oneshot
-ExecStart=@/run/exitscope/exitscope exitscope-agent
-";
-
 /// Runs the commands here, or starts the system that will.
 pub fn run(modules: &[Insert], port: bool, system: Option<&System>, commands: &[Vec<String>]) {
     let done = modules.iter().try_for_each(kernel::insert).and_then(|()| {
@@ -97,11 +84,25 @@ fn prepare(system: &System, commands: &[Vec<String>]) -> io::Result<()> {
     fs::create_dir_all(&wants)?;
     fs::copy("/init", files.join("exitscope"))?;
     fs::write(files.join("commands.json"), serde_json::to_vec(commands)?)?;
-    fs::write(units.join("exitscope.service"), UNIT)?;
+    fs::write(units.join("exitscope.service"), unit())?;
     symlink("../exitscope.service", wants.join("exitscope.service"))?;
     chdir(NEW_ROOT)?;
     mount_move(".", "/")?;
     Ok(chroot(".")?)
+}
+
+/// The service's unit. It is not on the system's disk: systemd reads units from `/run` too.
+fn unit() -> String {
+    format!(
+        "[Unit]\n\
+         Description=Tells what exitscope's leaves say\n\
+         After=multi-user.target\n\
+         SuccessAction=poweroff\n\
+         FailureAction=poweroff\n\
+         [Service]\n\
+         Type=oneshot\n\
+         ExecStart=@{IN_SYSTEM} {SERVICE}\n"
+    )
 }
 
 /// How the guest tells.

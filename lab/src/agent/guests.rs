@@ -44,7 +44,7 @@ pub fn run(
         over.store(true, Ordering::Relaxed);
         let ticks = sampler.map(|sampler| sampler.join().map_err(|_| io::Error::other("the sampler died")));
         done?;
-        match ticks.transpose()? {
+        match ticks.transpose()?.transpose()? {
             Some(ticks) => channel.tell(&Event::Timeline { ticks }),
             None => Ok(()),
         }
@@ -67,14 +67,14 @@ fn run_to_end(guests: &[Guest], began: Instant, meanwhile: &[Step], channel: &mu
 }
 
 /// Samples the number of exits until it is over.
-fn sample(began: Instant, step: Duration, over: &AtomicBool) -> Vec<Tick> {
-    let clock = Clock::since(began);
+fn sample(began: Instant, step: Duration, over: &AtomicBool) -> io::Result<Vec<Tick>> {
+    let clock = Clock { began, region: Some(Region::open(Path::new(DEVICE)).map_err(io::Error::other)?) };
     let mut ticks = Vec::new();
     loop {
         let last = over.load(Ordering::Relaxed);
         ticks.push(clock.tick());
         if last {
-            return ticks;
+            return Ok(ticks);
         }
         thread::sleep(step);
     }

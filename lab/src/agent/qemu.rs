@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use exitscope_host::model::Tick;
 
 use super::guests::{Clock, Vmm, failure, initrd_with_job};
+use crate::image::QEMU_PROGRAM;
 use crate::job::{
     Event, GUEST_KERNEL, Guest, Insert, JOB, Job, KERNEL, Mark, Output, SHUTDOWN, System, Word,
 };
@@ -66,7 +67,7 @@ impl Running {
         let console = PathBuf::from(format!("/tmp/{}.console", guest.name));
         let initrd = initrd(&guest.name, commands, debian)?;
         let (port, theirs) = UnixStream::pair()?;
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(QEMU_PROGRAM);
         command
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-trace", TRACE])
             .args(["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "320"])
