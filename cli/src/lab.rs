@@ -48,6 +48,9 @@ pub struct CourseArgs {
 /// Options of `exitscope lab bench`.
 #[derive(clap::Args)]
 pub struct BenchArgs {
+    /// Vendor of the emulated CPU
+    #[arg(long, default_value = "amd", value_parser = names(&Vendor::ALL, Vendor::name))]
+    vendor: String,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -60,7 +63,7 @@ pub struct BenchArgs {
 #[derive(clap::Args)]
 pub struct RunArgs {
     /// Vendor of the emulated CPU
-    #[arg(long, default_value = "amd", value_parser = PossibleValuesParser::new(["amd", "intel"]))]
+    #[arg(long, default_value = "amd", value_parser = names(&Vendor::ALL, Vendor::name))]
     vendor: String,
     /// Kernel that runs KVM
     #[arg(long, default_value = "6.12", value_parser = PossibleValuesParser::new(Series::ALL.map(Series::name)))]
@@ -129,7 +132,7 @@ fn run_course(args: &CourseArgs) -> anyhow::Result<()> {
 
 fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
     let mut progress = Progress::new();
-    let lab = Lab::prepare(Vendor::Amd, Series::V6_12, &program()?, &args.out, &mut progress)?;
+    let lab = prepare(&args.vendor, Series::V6_12.name(), &args.out, &mut progress)?;
     let bench = bench::run(&lab, &mut progress)?;
     progress.done();
     if args.json {

@@ -85,7 +85,8 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        let deadline = Duration::from_secs(180);
+        // Far more than anything takes; it is there for a machine that hangs.
+        let deadline = Duration::from_secs(600);
         Self {
             paging: Paging::Nested,
             icount: false,

@@ -8,6 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_host::model::{self, Quality, Reason, Report, Vm};
 use exitscope_lab::Error;
+use exitscope_lab::bench::{self, Bench};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
 use exitscope_lab::kernel::Series;
@@ -110,9 +111,8 @@ pub fn module() -> PathBuf {
 ///
 /// # Panics
 /// When the machine fails.
-pub fn bench() -> exitscope_lab::bench::Bench {
-    exitscope_lab::bench::run(lab(Vendor::Amd), &mut Progress::new())
-        .unwrap_or_else(|error| panic!("{error}"))
+pub fn bench(vendor: Vendor) -> Bench {
+    in_turn(&format!("{}-bench", vendor.name()), |progress| bench::run(lab(vendor), progress))
 }
 
 /// What a machine told.

@@ -1,6 +1,6 @@
 //! A Linux kernel in the memory of a machine that has no KVM beneath it: an emulator that starts from files.
 //!
-//! The machine gets the memory of a guest of this VMM (see [`crate::layout`]), and in place of a BIOS a ROM of 128 KiB
+//! The machine gets the memory of a guest of this VMM (see `vmm/src/layout.rs`), and in place of a BIOS a ROM of 128 KiB
 //! that ends at 1 MiB, as on a PC. The ROM holds the ACPI tables and, at the reset vector, the way from real mode to
 //! the kernel's 64-bit entry. So nothing is probed, read from a disk or unpacked before the kernel runs.
 
