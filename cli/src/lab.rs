@@ -147,7 +147,7 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
-    let (guest, vmm) = guest_and_vmm(&args.vendor, &args.guest, args.vmm.as_deref())?;
+    let (guest, vmm) = guest_and_vmm(&args.guest, args.vmm.as_deref())?;
     let options = Options {
         setup: Setup {
             paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
@@ -174,7 +174,7 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
 
 /// Runs the same guest with nested and with shadow paging; leaves nested.json and shadow.json in `--out`.
 fn run_both(args: &compare::Args) -> anyhow::Result<[Report; 2]> {
-    let (guest, vmm) = guest_and_vmm(&args.vendor, &args.guest, None)?;
+    let (guest, vmm) = guest_and_vmm(&args.guest, None)?;
     let mut progress = Progress::new();
     let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
     let options = Options {
@@ -206,11 +206,8 @@ fn series(name: &str) -> anyhow::Result<Series> {
 }
 
 /// The guest, and what runs it; some of both do not fit each other.
-fn guest_and_vmm(vendor: &str, guest: &str, vmm: Option<&str>) -> Result<(GuestKind, Vmm), Usage> {
+fn guest_and_vmm(guest: &str, vmm: Option<&str>) -> Result<(GuestKind, Vmm), Usage> {
     match (guest, vmm) {
-        ("debian", _) | (_, Some("qemu")) if vendor == "intel" => Err(Usage(
-            "--guest debian and --vmm qemu run on --vendor amd only: leave them out, or --vendor intel".into(),
-        )),
         ("tiny", Some("qemu")) => Err(Usage(
             "--guest tiny has no operating system and needs --vmm exitscope: for --vmm qemu, use --guest linux or debian".into(),
         )),

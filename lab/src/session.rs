@@ -18,13 +18,11 @@ use crate::progress::Progress;
 use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
-/// Modules that a machine needs, besides those that they depend on: its channel's, its disk's, the reader of MSRs, and KVM's.
-fn modules_needed(vendor: Vendor) -> &'static [&'static str] {
-    match vendor {
-        Vendor::Amd => &["virtio_pci", "virtio_console", "virtio_blk", "msr", "kvm_amd"],
-        Vendor::Intel => &["msr", "kvm_intel"],
-    }
-}
+/// Modules that a machine needs, besides those that they depend on and the vendor's part of KVM: its channel's, its
+/// disk's or its guests', the reader of MSRs.
+const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "msr"];
+/// What drives a disk that lies in memory.
+const MODULES_OF_MEMORY_DISK: [&str; 2] = ["nd_e820", "nd_pmem"];
 
 /// Whether KVM uses the CPU's second level of page tables for its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +59,7 @@ pub struct Lab {
     kernel: Kernel,
     boot_image: PathBuf,
     modules: Vec<Module>,
+    memory_disk: Vec<Module>,
     exitscope: PathBuf,
     program: PathBuf,
     out: PathBuf,
@@ -115,10 +114,21 @@ impl Lab {
         let kernel = kernel::resolve(series, &cache)?;
         progress.phase(format!("prepares Linux {}", kernel.release));
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
-        let modules = modules::collect(&kernel, modules_needed(vendor), &cache)?;
+        let needed: Vec<&str> = MODULES_NEEDED.into_iter().chain([vendor.kvm_module()]).collect();
+        let modules = modules::collect(&kernel, &needed, &cache)?;
+        let memory_disk = modules::collect(&kernel, &MODULES_OF_MEMORY_DISK, &cache)?;
         progress.phase("builds the kernel module");
         let exitscope = build_module(&kernel)?;
-        Ok(Self { vendor, kernel, boot_image, modules, exitscope, program: program.into(), out: out.into() })
+        Ok(Self {
+            vendor,
+            kernel,
+            boot_image,
+            modules,
+            memory_disk,
+            exitscope,
+            program: program.into(),
+            out: out.into(),
+        })
     }
 
     /// Vendor of the machines' CPU.
@@ -189,7 +199,11 @@ impl Lab {
         let mut guest_initrd = Vec::new();
         guest.write(&mut guest_initrd)?;
 
-        let inserts = self.modules.iter().map(|module| insert(&module.name, setup.paging));
+        let mut modules = self.modules.clone();
+        if setup.disk.is_some() && self.vendor == Vendor::Intel {
+            modules.extend_from_slice(&self.memory_disk);
+        }
+        let inserts = modules.iter().map(|module| insert(&module.name, setup.paging));
         let job = Job::Host { link: self.vendor.link(), modules: inserts.collect(), steps };
         let job = serde_json::to_vec(&job).map_err(|error| Error::StepFailed {
             message: format!("cannot write the job: {error}"),
@@ -198,7 +212,7 @@ impl Lab {
         let mut image = Image::new();
         image
             .file("/init", &self.program, 0o755)?
-            .modules(&self.modules)?
+            .modules(&modules)?
             .file(EXITSCOPE, &self.exitscope, 0o644)?
             .file(GUEST_KERNEL, &self.boot_image, 0o644)?
             .bytes(GUEST_INITRD, guest_initrd, 0o644)?

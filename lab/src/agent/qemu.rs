@@ -26,10 +26,9 @@ const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// How often we look whether something has happened.
 const POLL: Duration = Duration::from_millis(5);
 /// The kernel's command line: without XSAVE, which TCG gets wrong in a guest, and without tests of ciphers.
-const COMMAND_LINE: &str =
-    "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 random.trust_cpu=on cryptomgr.notests noxsave";
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 random.trust_cpu=on cryptomgr.notests noxsave initcall_blacklist=jent_mod_init clearcpuid=erms,fsrm";
 /// What the emulated machine may call the disk with the Debian system, and how long that may take to appear.
-const DISKS: [&str; 2] = ["/dev/vda", "/dev/sda"];
+const DISKS: [&str; 2] = ["/dev/vda", "/dev/pmem0"];
 const DISK_WAIT: Duration = Duration::from_secs(10);
 /// What the guest calls it, and the module that drives it there.
 const GUEST_DISK: &str = "/dev/vda";
