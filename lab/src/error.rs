@@ -181,6 +181,15 @@ pub enum Error {
         console: Console,
     },
 
+    /// The emulated machine's CPU does nothing any more, not even for its clock.
+    #[error("the emulated machine stands still since it {phase}{console}")]
+    StoodStill {
+        /// What it was doing.
+        phase: String,
+        /// The end of its console.
+        console: Console,
+    },
+
     /// The emulator ended by itself with a failure.
     #[error("the emulator ended ({status}), while the machine {phase}{}{console}", indented(stderr))]
     EmulatorFailed {

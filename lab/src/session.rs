@@ -21,6 +21,9 @@ use crate::vmlinux;
 /// Modules that a machine needs, besides those that they depend on and the vendor's part of KVM: its channel's, its
 /// disk's or its guests', the reader of MSRs.
 const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "msr"];
+/// How many standstills of a machine are forgiven. Under QEMU TCG an emulated CPU now and then halts for good: once in
+/// some fifty boots of guests under QEMU, on a very busy computer.
+const MOST_STANDSTILLS: u32 = 2;
 /// What drives a disk that lies in memory.
 const MODULES_OF_MEMORY_DISK: [&str; 2] = ["nd_e820", "nd_pmem"];
 
@@ -165,8 +168,22 @@ impl Lab {
         machine.deadline = setup.deadline;
         machine.icount = setup.icount;
         machine.disk = setup.disk.clone();
+        for _ in 0..MOST_STANDSTILLS {
+            match self.boot(&machine, progress) {
+                Err(error @ Error::StoodStill { .. }) => {
+                    progress.note(&format!("{error}\nIt is booted anew."))
+                }
+                result => return result,
+            }
+        }
+        self.boot(&machine, progress)
+    }
+
+    /// Boots a machine, and gives back what it told.
+    fn boot(&self, machine: &Machine, progress: &mut Progress) -> Result<Vec<Event>, Error> {
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
         let mut running = machine.start()?;
+        let log = &machine.console_log;
         let mut events = Vec::new();
         while let Some(line) = running.next_line()? {
             let unreadable =
@@ -176,9 +193,9 @@ impl Lab {
                     running.phase(text.as_str());
                     progress.phase(text);
                 }
-                Event::Failed { message } => return Err(Error::StepFailed { message, log }),
+                Event::Failed { message } => return Err(Error::StepFailed { message, log: log.clone() }),
                 Event::Done { alarms, .. } if !alarms.is_empty() => {
-                    return Err(Error::Alarms { lines: alarms, log });
+                    return Err(Error::Alarms { lines: alarms, log: log.clone() });
                 }
                 Event::Done { .. } => {
                     // All is told; what the machine does to power off is of no interest.

@@ -54,7 +54,7 @@ fn debian_boots_and_reads_its_exits() {
     assert!((until("userspace")..until("shutdown")).contains(&read), "{read}: {:?}", report.phases);
 
     // Debian's own tool reads the total too, a little later: EAX of exitscope's own leaf.
-    let [_, cpuid] = told.guest("guest").outputs else { panic!("not two commands") };
+    let [_, cpuid] = told.guest("guest-nested").outputs else { panic!("not two commands") };
     let eax = cpuid.stdout.split("eax=0x").nth(1).and_then(|rest| rest.get(..8));
     let eax = u64::from_str_radix(eax.unwrap_or_default(), 16).unwrap_or_else(|_| panic!("{cpuid:?}"));
     assert!(eax > read && eax < report.total.exits, "{eax:#x}");
