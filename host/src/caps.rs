@@ -1,19 +1,22 @@
 //! What a CPU's virtualization can do: every capability register of VMX and SVM, read, decoded and shown.
 //!
-//! One direction: a live machine ([`ask`]) or a dump ([`dump`]) gives [`Cpu`]s, which hold raw values only;
+//! One direction: this machine ([`live`]) or a dump ([`dump`]) gives [`Cpu`]s, which hold raw values only;
 //! [`decode`] names their bits by the [`tables`], and [`render`] shows them to a person.
 
 use std::fmt::{self, Display};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 pub mod ask;
 pub mod decode;
 pub mod dump;
+pub mod live;
 pub mod render;
 pub mod summary;
 pub mod tables;
 
 /// The capability registers of one logical CPU, as they were read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
     /// The operating system's number of it.
     pub id: u32,
@@ -83,6 +86,20 @@ impl Display for Address {
             Self::Msr(number) => write!(f, "{number:#x}"),
             Self::Cpuid(leaf, register) => write!(f, "cpuid.{leaf:#x}.{}", register.name()),
         }
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        Self::parse(&text)
+            .ok_or_else(|| de::Error::custom(format_args!("`{text}` is no address of a register")))
     }
 }
 

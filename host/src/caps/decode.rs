@@ -37,7 +37,6 @@ pub struct Decoded {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reading {
     /// Where it is.
-    #[serde(serialize_with = "display")]
     pub address: Address,
     /// The manual's name; empty for a register that the tables do not know.
     pub name: &'static str,
@@ -47,7 +46,7 @@ pub struct Reading {
     #[serde(serialize_with = "hex")]
     pub raw: Option<Raw>,
     /// The register that was read too, says the same more exactly, and is to be believed instead.
-    #[serde(serialize_with = "display_some", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<Address>,
     /// All named bits, set or not; none if the register could not be read.
     pub fields: Vec<Value>,
@@ -96,7 +95,6 @@ pub struct Setting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Unnamed {
     /// The register.
-    #[serde(serialize_with = "display")]
     pub address: Address,
     /// The bit, or the number of the control.
     pub bit: u8,
@@ -206,14 +204,6 @@ impl Register {
 
 fn ones(word: u64) -> impl Iterator<Item = u8> {
     (0..64).filter(move |bit| word >> bit & 1 == 1)
-}
-
-fn display<S: Serializer>(address: &Address, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(address)
-}
-
-fn display_some<S: Serializer>(address: &Option<Address>, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&address.map(|address| address.to_string()).unwrap_or_default())
 }
 
 fn hex<S: Serializer>(raw: &Option<Raw>, to: S) -> Result<S::Ok, S::Error> {
