@@ -8,7 +8,9 @@ use std::fmt::{self, Display};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub mod ask;
+pub mod check;
 pub mod decode;
+pub mod diff;
 pub mod dump;
 pub mod live;
 pub mod render;
@@ -41,6 +43,34 @@ pub enum Gpr {
     Ebx,
     Ecx,
     Edx,
+}
+
+/// What is known of a register of a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Its value.
+    Value(u64),
+    /// The CPU has no such register.
+    Absent,
+    /// Neither of that.
+    Nothing,
+}
+
+/// The value in hexadecimal, `absent` or `unknown`.
+impl Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(value) => write!(f, "{value:#x}"),
+            Self::Absent => f.write_str("absent"),
+            Self::Nothing => f.write_str("unknown"),
+        }
+    }
+}
+
+impl Serialize for Known {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
 }
 
 impl Gpr {
@@ -104,8 +134,33 @@ impl<'de> Deserialize<'de> for Address {
 }
 
 impl Cpu {
+    /// What is known of the register at `address`.
+    pub fn known(&self, address: Address) -> Known {
+        let lacks = || {
+            let register = tables::find(address)?;
+            Some(!self.tells_of(register.isa()) || register.exists(self) == Some(false))
+        };
+        match self.value(address) {
+            Some(value) => Known::Value(value),
+            None if lacks() == Some(true) => Known::Absent,
+            None => Known::Nothing,
+        }
+    }
+
     /// What was read at `address`; `None` is "not known".
     pub fn value(&self, address: Address) -> Option<u64> {
         self.registers.iter().find(|(at, _)| *at == address)?.1
     }
+}
+
+/// CPUs that read alike, by the first of each kind.
+fn kinds(cpus: &[Cpu]) -> Vec<(&Cpu, Vec<u32>)> {
+    let mut groups: Vec<(&Cpu, Vec<u32>)> = Vec::new();
+    for cpu in cpus {
+        match groups.iter_mut().find(|(first, _)| first.registers == cpu.registers) {
+            Some((_, ids)) => ids.push(cpu.id),
+            None => groups.push((cpu, vec![cpu.id])),
+        }
+    }
+    groups
 }

@@ -67,7 +67,6 @@ pub struct Raw {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Value {
     /// Where it is: `5`, or `high:low`; for controls the number of the control.
-    #[serde(serialize_with = "range")]
     pub bits: Bits,
     /// The manual's name.
     pub name: &'static str,
@@ -196,12 +195,6 @@ impl Kind {
     }
 }
 
-impl Register {
-    fn named(&self) -> u64 {
-        self.fields.iter().fold(0, |mask, field| mask | field.bits.mask())
-    }
-}
-
 fn ones(word: u64) -> impl Iterator<Item = u8> {
     (0..64).filter(move |bit| word >> bit & 1 == 1)
 }
@@ -213,24 +206,10 @@ fn hex<S: Serializer>(raw: &Option<Raw>, to: S) -> Result<S::Ok, S::Error> {
     }
 }
 
-fn range<S: Serializer>(bits: &Bits, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(bits)
-}
-
 /// Hexadecimal, all digits of the register's width.
 impl std::fmt::Display for Raw {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:#0width$x}", self.value, width = self.width as usize / 4 + 2)
-    }
-}
-
-/// `5`, or `high:low`.
-impl std::fmt::Display for Bits {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.high == self.low {
-            true => write!(f, "{}", self.low),
-            false => write!(f, "{}:{}", self.high, self.low),
-        }
     }
 }
 
