@@ -222,10 +222,11 @@ fn in_register(register: &Register, a: &Cpu, b: &Cpu) -> Vec<Finding> {
 
 /// The findings in a group of controls: what may be 1, or 0, must be allowed to be so there.
 fn in_controls(controls: Controls, a: &Cpu, b: &Cpu) -> Vec<Finding> {
-    let address = controls.addresses().iter().copied().find(|&address| a.value(address).is_some());
-    let address = address.unwrap_or(controls.addresses()[controls.addresses().len() - 1]);
-    let Some(register) = find(address) else { return Vec::new() };
-    let (require, on) = match (a.allowed(controls), b.allowed(controls)) {
+    let mut registers = controls.addresses().iter().filter_map(|&address| find(address));
+    let told = registers.clone().find(|register| a.value(register.address).is_some());
+    let Some(register) = told.or(registers.next_back()) else { return Vec::new() };
+    let address = register.address;
+    let (require, on) = match (settings(a, controls), settings(b, controls)) {
         (Some(Allowed { one: 0, .. }), _) => return Vec::new(),
         (Some(a), Some(b)) => (a, b),
         (a, b) => {
@@ -239,6 +240,12 @@ fn in_controls(controls: Controls, a: &Cpu, b: &Cpu) -> Vec<Finding> {
         finding(Answer::No, address, Some(bits), name(bits, field), require.says(bits), on.says(bits))
     };
     broken.map(tell).collect()
+}
+
+/// The settings that a CPU allows; `None` if the register that tells them most exactly is unknown.
+fn settings(cpu: &Cpu, controls: Controls) -> Option<Allowed> {
+    let exact = *controls.addresses().first()?;
+    (cpu.known(exact) != Known::Nothing).then(|| cpu.allowed(controls)).flatten()
 }
 
 fn finding(
@@ -263,11 +270,11 @@ pub fn render(check: &Check, require: &str, on: &str) -> String {
 
 fn write(out: &mut String, check: &Check, require: &str, on: &str) -> fmt::Result {
     let words = match check.answer {
-        Answer::Yes => "yes: it has everything",
-        Answer::Unknown => "unknown: what was read does not tell whether it has everything",
-        Answer::No => "no: it lacks something",
+        Answer::Yes => format!("yes: {on} has everything"),
+        Answer::Unknown => format!("unknown: what was read does not tell whether {on} has everything"),
+        Answer::No => format!("no: {on} lacks something"),
     };
-    writeln!(out, "{words} that a guest may use on {require}: {on}")?;
+    writeln!(out, "{words} that a guest may use on {require}")?;
     let found = check.pairs.iter().filter(|pair| !pair.findings.is_empty());
     for Pair { require: a, on: b, findings } in found {
         if check.pairs.len() > 1 {

@@ -214,4 +214,4 @@ impl std::fmt::Display for Raw {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
