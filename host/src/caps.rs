@@ -3,6 +3,7 @@
 //! One direction: this machine ([`live`]) or a dump ([`dump`]) gives [`Cpu`]s, which hold raw values only;
 //! [`decode`] names their bits by the [`tables`], and [`render`] shows them to a person.
 
+use std::collections::HashMap;
 use std::fmt::{self, Display};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -156,11 +157,13 @@ impl Cpu {
 /// CPUs that read alike, by the first of each kind.
 fn kinds(cpus: &[Cpu]) -> Vec<(&Cpu, Vec<u32>)> {
     let mut groups: Vec<(&Cpu, Vec<u32>)> = Vec::new();
+    let mut places = HashMap::new();
     for cpu in cpus {
-        match groups.iter_mut().find(|(first, _)| first.registers == cpu.registers) {
-            Some((_, ids)) => ids.push(cpu.id),
-            None => groups.push((cpu, vec![cpu.id])),
-        }
+        let index = *places.entry(&cpu.registers).or_insert_with(|| {
+            groups.push((cpu, Vec::new()));
+            groups.len() - 1
+        });
+        groups[index].1.push(cpu.id);
     }
     groups
 }

@@ -89,11 +89,11 @@ fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
 fn offered(offer: &Offer) -> anyhow::Result<Cpu> {
     let value = |address| match address {
         Address::Msr(number) => offer.msr(number),
-        Address::Cpuid(leaf, gpr) => Gpr::ALL
-            .into_iter()
-            .zip(offer.cpuid(leaf)?)
-            .find(|(of, _)| *of == gpr)
-            .map(|(_, value)| value.into()),
+        Address::Cpuid(leaf, gpr) => {
+            // A leaf that is not offered says no to everything.
+            let results = Gpr::ALL.into_iter().zip(offer.cpuid(leaf).unwrap_or_default());
+            results.into_iter().find(|(of, _)| *of == gpr).map(|(_, value)| value.into())
+        }
     };
     let isa = match (value(Address::Msr(0x480)), offer.cpuid(0x8000_000A)) {
         (Some(_), _) => Isa::Vmx,
@@ -101,7 +101,7 @@ fn offered(offer: &Offer) -> anyhow::Result<Cpu> {
         _ => bail!("{KVM} offers its guests neither VMX nor SVM: load kvm_intel or kvm_amd with nested=1"),
     };
     let mut cpu = ask::read(0, isa, value);
-    // What KVM does not list is no feature but a state, which belongs to each guest.
+    // An MSR that KVM does not list is no feature but a state of each guest.
     cpu.registers.retain(|(_, value)| value.is_some());
     Ok(cpu)
 }

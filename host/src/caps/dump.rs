@@ -9,6 +9,7 @@
 //!
 //! Nothing here can fail as a whole: what is wrong is reported with its line and column, the rest is read.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 
 use super::{Address, Cpu, tables};
@@ -84,6 +85,8 @@ pub fn parse(bytes: &[u8]) -> Dump {
 #[derive(Debug, Default)]
 struct Reader {
     dump: Dump,
+    /// Where each CPU is, by its number: a dump may have many.
+    places: HashMap<u32, usize>,
 }
 
 /// A place in the text, as in [`Error`].
@@ -105,11 +108,10 @@ impl Reader {
     /// The CPU of this number, made when it is new.
     fn cpu(&mut self, id: u32) -> &mut Cpu {
         let cpus = &mut self.dump.cpus;
-        // Dumps go CPU by CPU, so that the right one is near the end.
-        let index = cpus.iter().rposition(|cpu| cpu.id == id).unwrap_or(cpus.len());
-        if index == cpus.len() {
+        let index = *self.places.entry(id).or_insert_with(|| {
             cpus.push(Cpu { id, registers: Vec::new() });
-        }
+            cpus.len() - 1
+        });
         &mut cpus[index]
     }
 
