@@ -123,6 +123,8 @@ fn boot(vendor: Vendor) -> Told {
         command("live", &["caps", "--json"]),
         command("kvm", &["caps", "--kvm", "--json"]),
         command("same", &["caps", "diff", "live", "live"]),
+        Step::Remove { name: "msr".into() },
+        command("without the driver", &["caps", "--json"]),
     ];
     machine_of(vendor, "capabilities", steps)
 }
@@ -152,6 +154,12 @@ fn bochs_says_what_kvm_intels_kernel_says() {
     assert!(there > 15, "{:?}", capabilities.vmx_flags);
     assert_eq!(check_flags(&document, capabilities.flags, VMX_FLAGS_OF_OLD), VMX_FLAGS_OF_OLD.len());
     check_command(&told, &document);
+    let without = told.end_of("without the driver");
+    assert_eq!((without.status, without.stdout.as_str()), (Some(1), ""));
+    assert!(
+        without.stderr.contains("/dev/cpu/0/msr does not exist: load the kernel's driver"),
+        "{without:?}"
+    );
     assert_eq!(more_than_the_cpu(&told), ["VMX-preemption timer rate"], "KVM makes the timer of its own");
 }
 

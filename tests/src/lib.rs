@@ -173,15 +173,19 @@ impl Told {
         })
     }
 
-    /// What a program gave, which must have ended with status 0.
-    pub fn output(&self, name: &str) -> &str {
-        self.find("output", name, |event| match event {
-            Event::Output { label, output } if label == name => {
-                assert_eq!(output.status, Some(0), "{output:?}");
-                Some(output.stdout.as_str())
-            }
+    /// What a program gave, however it ended.
+    pub fn end_of(&self, name: &str) -> &Output {
+        self.find("program", name, |event| match event {
+            Event::Output { label, output } if label == name => Some(output),
             _ => None,
         })
+    }
+
+    /// What a program wrote, which must have ended with status 0.
+    pub fn output(&self, name: &str) -> &str {
+        let output = self.end_of(name);
+        assert_eq!(output.status, Some(0), "{output:?}");
+        &output.stdout
     }
 
     /// What the CPU's virtualization can do, as the machine read it and as its kernel lists it.
