@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use exitscope_host::caps::Cpu;
 use exitscope_host::caps::check::{self, Answer};
-use exitscope_host::caps::decode::decode;
+use exitscope_host::caps::decode::{Document, decode};
 use exitscope_host::caps::diff::{self, Extent};
 use exitscope_host::caps::render::{self, Forms};
+use exitscope_host::caps::usage::Usage;
 
 use crate::{print, print_json};
 use machine::{Machine, Reading};
@@ -105,18 +106,21 @@ impl Show {
             None if self.kvm => Machine::Kvm,
             None => Machine::Live,
         };
-        let Reading { cpus, complaint } = machine.read()?;
-        self.print(&cpus)?;
+        let Reading { cpus, kvm, complaint } = machine.read()?;
+        self.print(&cpus, kvm)?;
         complaint.map_or(Ok(ExitCode::SUCCESS), Err)
     }
 
-    fn print(&self, cpus: &[Cpu]) -> anyhow::Result<()> {
+    fn print(&self, cpus: &[Cpu], kvm: Option<Usage>) -> anyhow::Result<()> {
         if self.json {
-            return print_json(&decode(cpus));
+            return print_json(&Document { kvm, ..decode(cpus) });
         }
         let forms = if self.both { Forms::Both } else { Forms::Taken };
         match self.style {
-            Style::Full => print(&render::full(cpus, forms)),
+            Style::Full => {
+                print(&kvm.as_ref().map(render::usage).unwrap_or_default())?;
+                print(&render::full(cpus, forms))
+            }
             Style::Course => print(&render::course(cpus, forms)),
         }
     }

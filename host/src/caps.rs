@@ -17,6 +17,7 @@ pub mod live;
 pub mod render;
 pub mod summary;
 pub mod tables;
+pub mod usage;
 
 /// The capability registers of one logical CPU, as they were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -123,16 +123,20 @@ fn boot(vendor: Vendor) -> Told {
         command("live", &["caps", "--json"]),
         command("kvm", &["caps", "--kvm", "--json"]),
         command("same", &["caps", "diff", "live", "live"]),
+        command("words", &["caps"]),
         Step::Remove { name: "msr".into() },
         command("without the driver", &["caps", "--json"]),
     ];
     machine_of(vendor, "capabilities", steps)
 }
 
-/// The command in the machine says what is decoded here.
-fn check_command(told: &Told, here: &Document) {
-    let there: Value = serde_json::from_str(told.output("live")).unwrap();
+/// The command in the machine says what is decoded here, and that KVM uses this feature first of all.
+fn check_command(told: &Told, here: &Document, feature: &str) {
+    let mut there: Value = serde_json::from_str(told.output("live")).unwrap();
+    let kvm = there.as_object_mut().and_then(|object| object.remove("kvm")).unwrap();
     assert_eq!(there, serde_json::to_value(here).unwrap());
+    assert_eq!(kvm["uses"][0], feature, "{kvm}");
+    println!("{}", told.output("words"));
     assert_eq!(told.output("same"), "live and live tell the same\n");
 }
 
@@ -153,7 +157,7 @@ fn bochs_says_what_kvm_intels_kernel_says() {
     assert_eq!(there, capabilities.vmx_flags.len(), "words without a row: {:?}", capabilities.vmx_flags);
     assert!(there > 15, "{:?}", capabilities.vmx_flags);
     assert_eq!(check_flags(&document, capabilities.flags, VMX_FLAGS_OF_OLD), VMX_FLAGS_OF_OLD.len());
-    check_command(&told, &document);
+    check_command(&told, &document, "EPT");
     let without = told.end_of("without the driver");
     assert_eq!((without.status, without.stdout.as_str()), (Some(1), ""));
     assert!(
@@ -169,7 +173,7 @@ fn qemu_says_what_kvm_amds_kernel_says() {
     let capabilities = told.capabilities();
     let document = decode(capabilities.cpus);
     assert!(check_flags(&document, capabilities.flags, SVM_FLAGS) >= 2, "{:?}", capabilities.flags);
-    check_command(&told, &document);
+    check_command(&told, &document, "nested paging");
     assert_eq!(
         more_than_the_cpu(&told),
         ["VmcbClean", "FlushByAsid"],

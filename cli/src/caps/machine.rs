@@ -10,6 +10,7 @@ use std::str::FromStr;
 use anyhow::{Context, anyhow, bail};
 use exitscope_abi::reason::Isa;
 use exitscope_host::caps::live::{self, Live};
+use exitscope_host::caps::usage::Usage;
 use exitscope_host::caps::{Address, Cpu, Gpr, ask, dump};
 use exitscope_vmm::offer::Offer;
 
@@ -31,6 +32,8 @@ pub enum Machine {
 pub struct Reading {
     /// Its CPUs.
     pub cpus: Vec<Cpu>,
+    /// What KVM uses of them, of a live machine.
+    pub kvm: Option<Usage>,
     /// What could not.
     pub complaint: Option<anyhow::Error>,
 }
@@ -62,15 +65,21 @@ impl Machine {
     pub fn read(&self) -> anyhow::Result<Reading> {
         match self {
             Self::Live => {
-                let Live { cpus, complaint } = live::read()?;
-                Ok(Reading { cpus, complaint: complaint.map(anyhow::Error::from) })
+                let Live { cpus, kvm, complaint } = live::read()?;
+                Ok(Reading { cpus, kvm, complaint: complaint.map(anyhow::Error::from) })
             }
-            Self::Kvm => Ok(Reading { cpus: vec![offered(&Offer::of(Path::new(KVM))?)?], complaint: None }),
+            Self::Kvm => {
+                Ok(Reading { cpus: vec![offered(&Offer::of(Path::new(KVM))?)?], kvm: None, complaint: None })
+            }
             Self::Dump(path) => {
                 let dump = dump::parse(&bytes(path)?);
                 let errors: Vec<String> = dump.errors.iter().map(ToString::to_string).collect();
                 let complaint = anyhow!("{}: {}", path.display(), errors.join("\n  "));
-                Ok(Reading { cpus: dump.cpus, complaint: (!errors.is_empty()).then_some(complaint) })
+                Ok(Reading {
+                    cpus: dump.cpus,
+                    kvm: None,
+                    complaint: (!errors.is_empty()).then_some(complaint),
+                })
             }
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Serialize, Serializer};
 
 use super::tables::{self, Allowed, Bits, Field, Kind, Register};
+use super::usage::Usage;
 use super::{Address, Cpu};
 
 /// The schema's name and version.
@@ -22,6 +23,9 @@ pub struct Document {
     pub cpus: Vec<Decoded>,
     /// Every bit of any CPU that is set and has no name.
     pub unnamed: Vec<Unnamed>,
+    /// What KVM uses of it, where that is known: of a live machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kvm: Option<Usage>,
 }
 
 /// A decoded CPU.
@@ -104,7 +108,7 @@ pub fn decode(cpus: &[Cpu]) -> Document {
     let cpus: Vec<Decoded> = cpus.iter().map(decode_cpu).collect();
     let readings = cpus.iter().flat_map(|cpu| &cpu.registers);
     let unnamed: BTreeSet<Unnamed> = readings.flat_map(Reading::unnamed_bits).collect();
-    Document { schema: SCHEMA, cpus, unnamed: unnamed.into_iter().collect() }
+    Document { schema: SCHEMA, cpus, unnamed: unnamed.into_iter().collect(), kvm: None }
 }
 
 /// Names the bits of one CPU.

@@ -10,6 +10,7 @@ use std::thread;
 use exitscope_abi::reason::Isa;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use super::usage::Usage;
 use super::{Address, Cpu, Gpr, ask};
 
 /// Where the kernel lists its CPUs.
@@ -20,6 +21,8 @@ const ONLINE: &str = "/sys/devices/system/cpu/online";
 pub struct Live {
     /// Every CPU that is online.
     pub cpus: Vec<Cpu>,
+    /// What KVM uses of them; `None` if it is not loaded.
+    pub kvm: Option<Usage>,
     /// Why registers are unknown that could be read.
     pub complaint: Option<Error>,
 }
@@ -61,7 +64,7 @@ pub enum Error {
 pub fn read() -> Result<Live, Error> {
     let isa = isa().ok_or(Error::NoVirtualization)?;
     let online = fs::read_to_string(ONLINE).map_err(Error::NoList)?;
-    let mut live = Live { cpus: Vec::new(), complaint: None };
+    let mut live = Live { cpus: Vec::new(), kvm: Usage::read(isa), complaint: None };
     for id in numbers(&online) {
         let driver = open(Path::new("/dev/cpu"), id).map_err(|error| live.complaint = Some(error)).ok();
         let leaves = (isa == Isa::Svm).then(|| Leaves::of(id)).flatten();

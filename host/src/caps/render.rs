@@ -7,6 +7,7 @@ use exitscope_abi::reason::Isa;
 use super::decode::{Decoded, RESERVED, Reading, Setting, Value, decode_cpu};
 use super::summary::{Summary, summary};
 use super::tables::{Controls, Kind, find};
+use super::usage::Usage;
 use super::{Address, Cpu, kinds};
 use crate::render::Table;
 
@@ -24,6 +25,15 @@ impl Forms {
     fn shows(self, reading: &Reading) -> bool {
         self == Self::Both || reading.superseded_by.is_none()
     }
+}
+
+/// What KVM uses, in words.
+pub fn usage(usage: &Usage) -> String {
+    let list = |verb: &str, features: &[&str]| match features {
+        [] => String::new(),
+        features => format!("  {verb}: {}\n", features.join("; ")),
+    };
+    format!("{}\n{}{}\n", usage.module, list("uses", &usage.uses), list("does not use", &usage.leaves))
 }
 
 /// Everything about these CPUs. CPUs that read alike are told together; of a CPU unlike the first, the registers

@@ -9,7 +9,7 @@ use crate::job::Event;
 /// Reads the capability registers of every CPU, and what the kernel says of the first.
 pub fn read() -> io::Result<Event> {
     let info = fs::read_to_string("/proc/cpuinfo")?;
-    let Live { cpus, complaint } = live::read().map_err(io::Error::other)?;
+    let Live { cpus, complaint, .. } = live::read().map_err(io::Error::other)?;
     match complaint {
         Some(complaint) => Err(io::Error::other(complaint)),
         None => Ok(Event::Capabilities {
