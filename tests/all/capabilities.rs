@@ -1,11 +1,12 @@
 //! What our decoder says of an emulated CPU against what its kernel says of it in the same boot.
 
+use exitscope_host::caps::Address;
 use exitscope_host::caps::check::check;
 use exitscope_host::caps::decode::{Document, decode};
 use exitscope_host::caps::dump;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_tests::{Told, command, machine_of};
+use exitscope_tests::{Told, command, guests, linux, machine_of};
 use serde_json::Value;
 
 /// A word of /proc/cpuinfo, and the fields that must all be there for it: name of the register and of the field.
@@ -116,9 +117,9 @@ fn check_flags(document: &Document, kernels: &[String], table: &[Flag]) -> usize
     there
 }
 
-/// A boot in which the agent and the command read capabilities.
-fn boot(vendor: Vendor) -> Told {
-    let steps = vec![
+/// A boot in which the agent and the command read capabilities, after `first`.
+fn boot(vendor: Vendor, first: Option<Step>) -> Told {
+    let steps = [
         Step::Capabilities,
         command("live", &["caps", "--json"]),
         command("kvm", &["caps", "--kvm", "--json"]),
@@ -127,7 +128,7 @@ fn boot(vendor: Vendor) -> Told {
         Step::Remove { name: "msr".into() },
         command("without the driver", &["caps", "--json"]),
     ];
-    machine_of(vendor, "capabilities", steps)
+    machine_of(vendor, "capabilities", first.into_iter().chain(steps).collect())
 }
 
 /// The command in the machine says what is decoded here, and that KVM uses this feature first of all.
@@ -136,7 +137,7 @@ fn check_command(told: &Told, here: &Document, feature: &str) {
     let kvm = there.as_object_mut().and_then(|object| object.remove("kvm")).unwrap();
     assert_eq!(there, serde_json::to_value(here).unwrap());
     assert_eq!(kvm["uses"][0], feature, "{kvm}");
-    println!("{}", told.output("words"));
+    assert!(told.output("words").starts_with("kvm_"), "what KVM uses comes first");
     assert_eq!(told.output("same"), "live and live tell the same\n");
 }
 
@@ -150,7 +151,7 @@ fn more_than_the_cpu(told: &Told) -> Vec<String> {
 
 #[test]
 fn bochs_says_what_kvm_intels_kernel_says() {
-    let told = boot(Vendor::Intel);
+    let told = boot(Vendor::Intel, None);
     let capabilities = told.capabilities();
     let document = decode(capabilities.cpus);
     let there = check_flags(&document, capabilities.vmx_flags, VMX_FLAGS);
@@ -169,7 +170,7 @@ fn bochs_says_what_kvm_intels_kernel_says() {
 
 #[test]
 fn qemu_says_what_kvm_amds_kernel_says() {
-    let told = boot(Vendor::Amd);
+    let told = boot(Vendor::Amd, Some(guests(vec![linux("nested", &["/init caps --json"])])));
     let capabilities = told.capabilities();
     let document = decode(capabilities.cpus);
     assert!(check_flags(&document, capabilities.flags, SVM_FLAGS) >= 2, "{:?}", capabilities.flags);

@@ -5,7 +5,7 @@
 //! | our own JSON | see [`decode`](super::decode) |
 //! | blocks | `MSR 00000480: 03DA-0500-0000-0013`, `CPUID 8000000A: EAX-EBX-ECX-EDX`, `------[ Logical CPU #1 ]------` |
 //! | rdmsr | the commands and the answers of `rdmsr` from msr-tools, as a terminal shows them |
-//! | list | `0x480 0x3da050000000013`, one register a line, under `CPU 1:` if there are several |
+//! | list | `0x480 0x3da050000000013`, one register a line, under `CPU 1:` if there are several; also what `cpuid -r` prints |
 //!
 //! Nothing here can fail as a whole: what is wrong is reported with its line and column, the rest is read.
 

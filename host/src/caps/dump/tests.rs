@@ -95,6 +95,28 @@ fn lists() {
 }
 
 #[test]
+fn leaves_as_cpuid_prints_them() {
+    let cpu = |edx| {
+        let values = Gpr::ALL.into_iter().zip([1, 0x8000, 0, edx]);
+        values.map(|(gpr, value)| (Address::Cpuid(0x8000_000A, gpr), Some(value))).collect::<Vec<_>>()
+    };
+    let text = "CPU 0:
+   0x00000000 0x00: eax=0x0000001c ebx=0x68747541 ecx=0x444d4163 edx=0x69746e65
+   0x8000000a 0x00: eax=0x00000001 ebx=0x00008000 ecx=0x00000000 edx=0x1fbfbcff
+   0x8000000a 0x01: eax=0x00000009 ebx=0x00000009 ecx=0x00000009 edx=0x00000009
+CPU 1:
+   0x8000000a 0x00: eax=0x00000001 ebx=0x00008000 ecx=0x00000000 edx=0x00000001
+";
+    check(text, &[(0, &cpu(0x1FBF_BCFF)), (1, &cpu(1))], &[]);
+    let one = &text[..text.find("CPU 1").unwrap()].replace("CPU 0:", "CPU:");
+    check(one, &[(0, &cpu(0x1FBF_BCFF))], &[]);
+    let wide = one.replace("0x1fbfbcff", "0x11fbfbcff");
+    check(&wide, &[(0, &cpu(0)[..3])], &["line 3, column 70: `0x11fbfbcff` has 9 digits"]);
+    let torn = one.replace("0x8000000a 0x00:", "0x8000000a");
+    check(&torn, &[], &["line 3, column 4: neither leaf nor sub-leaf"]);
+}
+
+#[test]
 fn broken_lists_tell_where_and_keep_the_rest() {
     let check = |text, errors| check(text, &[(0, &[(BASIC, Some(1))])], errors);
     check("0x480 1\n  Zebra 3", &["line 2, column 3: `Zebra` is no address"]);
