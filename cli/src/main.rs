@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // The reader of our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,13 +49,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Caps(args) => caps::run(&args),
-        Command::Guest(args) => guest::run(&args),
-        Command::Lab(command) => lab::run(command),
-        Command::Vmm(args) => vmm::run(args),
+        Command::Caps(args) => return caps::run(&args),
+        Command::Guest(args) => guest::run(&args)?,
+        Command::Lab(command) => lab::run(command)?,
+        Command::Vmm(args) => vmm::run(args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// An error and its causes, without those that the text before has already told.

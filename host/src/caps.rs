@@ -1,19 +1,26 @@
 //! What a CPU's virtualization can do: every capability register of VMX and SVM, read, decoded and shown.
 //!
-//! One direction: a live machine ([`ask`]) or a dump ([`dump`]) gives [`Cpu`]s, which hold raw values only;
+//! One direction: this machine ([`live`]) or a dump ([`dump`]) gives [`Cpu`]s, which hold raw values only;
 //! [`decode`] names their bits by the [`tables`], and [`render`] shows them to a person.
 
+use std::collections::HashMap;
 use std::fmt::{self, Display};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
 pub mod ask;
+pub mod check;
 pub mod decode;
+pub mod diff;
 pub mod dump;
+pub mod live;
 pub mod render;
 pub mod summary;
 pub mod tables;
+pub mod usage;
 
 /// The capability registers of one logical CPU, as they were read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
     /// The operating system's number of it.
     pub id: u32,
@@ -38,6 +45,34 @@ pub enum Gpr {
     Ebx,
     Ecx,
     Edx,
+}
+
+/// What is known of a register of a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Its value.
+    Value(u64),
+    /// The CPU has no such register.
+    Absent,
+    /// Neither of that.
+    Nothing,
+}
+
+/// The value in hexadecimal, `absent` or `unknown`.
+impl Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(value) => write!(f, "{value:#x}"),
+            Self::Absent => f.write_str("absent"),
+            Self::Nothing => f.write_str("unknown"),
+        }
+    }
+}
+
+impl Serialize for Known {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
 }
 
 impl Gpr {
@@ -86,9 +121,50 @@ impl Display for Address {
     }
 }
 
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        Self::parse(&text)
+            .ok_or_else(|| de::Error::custom(format_args!("`{text}` is no address of a register")))
+    }
+}
+
 impl Cpu {
+    /// What is known of the register at `address`.
+    pub fn known(&self, address: Address) -> Known {
+        let lacks = || {
+            let register = tables::find(address)?;
+            Some(!self.tells_of(register.isa()) || register.exists(self) == Some(false))
+        };
+        match self.value(address) {
+            Some(value) => Known::Value(value),
+            None if lacks() == Some(true) => Known::Absent,
+            None => Known::Nothing,
+        }
+    }
+
     /// What was read at `address`; `None` is "not known".
     pub fn value(&self, address: Address) -> Option<u64> {
         self.registers.iter().find(|(at, _)| *at == address)?.1
     }
+}
+
+/// CPUs that read alike, by the first of each kind.
+fn kinds(cpus: &[Cpu]) -> Vec<(&Cpu, Vec<u32>)> {
+    let mut groups: Vec<(&Cpu, Vec<u32>)> = Vec::new();
+    let mut places = HashMap::new();
+    for cpu in cpus {
+        let index = *places.entry(&cpu.registers).or_insert_with(|| {
+            groups.push((cpu, Vec::new()));
+            groups.len() - 1
+        });
+        groups[index].1.push(cpu.id);
+    }
+    groups
 }

@@ -2,7 +2,7 @@
 
 use exitscope_abi::leaf::{Expose, Layout, Question};
 use exitscope_abi::reason::{Isa, Reason};
-use exitscope_host::caps::{Address, Cpu, decode};
+use exitscope_host::caps::{Address, decode};
 use exitscope_host::compare::Comparison;
 use exitscope_host::course::{
     Boot, Capabilities, CapsRegister, Control, Course, LayoutReading, Reading, Told,
@@ -182,11 +182,10 @@ fn reading(isa: Isa, layout: Layout, machine: &Machine, account: &[Event]) -> Re
 
 /// The capability MSRs with their controls.
 fn capabilities(event: &Event) -> Option<Capabilities> {
-    let Event::Capabilities { cpu, msrs } = event else { return None };
-    let registers = msrs.iter().map(|&(number, value)| (Address::Msr(number), value)).collect();
-    let decoded = decode::decode_cpu(&Cpu { id: 0, registers });
+    let Event::Capabilities { name, cpus, .. } = event else { return None };
+    let decoded = decode::decode_cpu(cpus.first()?);
     let registers = decoded.registers.iter().filter_map(register).collect();
-    Some(Capabilities { cpu: format!("{cpu}, emulated by Bochs"), registers })
+    Some(Capabilities { cpu: format!("{name}, emulated by Bochs"), registers })
 }
 
 fn register(reading: &decode::Reading) -> Option<CapsRegister> {

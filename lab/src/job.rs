@@ -1,5 +1,6 @@
 //! What the emulated machine is told to do, and what it answers: the border between the lab and its agent.
 
+use exitscope_host::caps::Cpu;
 use exitscope_host::model::{Quality, Tick, Vm};
 use serde::{Deserialize, Serialize};
 
@@ -228,12 +229,16 @@ pub enum Event {
         /// What must be known to judge the numbers.
         quality: Quality,
     },
-    /// The MSRs that tell what the CPU's virtualization can do.
+    /// What the CPU's virtualization can do.
     Capabilities {
         /// The CPU's name.
-        cpu: String,
-        /// Pairs of an MSR and its value; none if it could not be read.
-        msrs: Vec<(u32, Option<u64>)>,
+        name: String,
+        /// The features that the kernel lists.
+        flags: Vec<String>,
+        /// The features of VMX that the kernel lists.
+        vmx_flags: Vec<String>,
+        /// The capability registers of every CPU.
+        cpus: Vec<Cpu>,
     },
     /// What the kernel's own histogram has counted: exits per reason.
     Witness {

@@ -1,4 +1,4 @@
-//! `exitscope caps --from`: dumps of every form through the command itself.
+//! `exitscope caps` on dumps: every form, two side by side, and what this machine says when it has nothing to tell.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -53,4 +53,65 @@ fn a_broken_dump_is_told_and_the_rest_shown() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("dump.txt: line 2, column 15: `03DA-0500` has 8 digits"), "{stderr}");
     assert_eq!(json(&output)["cpus"][0]["registers"][0]["address"], "0x481");
+}
+
+/// What `diff` or `check` says of the dump and a changed one: exit status and standard output, every run of blanks as one.
+fn compare(command: &[&str], from: &str, to: &str, options: &[&str]) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("a"), DUMP).unwrap();
+    fs::write(directory.path().join("b"), DUMP.replace(from, to)).unwrap();
+    let mut call = Command::new(program());
+    let output = call.current_dir(&directory).arg("caps").args(command).args(options).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    (output.status.code(), lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn diff_answers_by_its_exit_status() {
+    let (status, text) = compare(&["diff", "a", "b"], "", "", &[]);
+    assert_eq!((status, text.as_str()), (Some(0), "a and b tell the same"));
+    let (status, text) = compare(&["diff", "a", "b"], "2F5D-7FFF", "2F5D-7FFD", &[]);
+    assert_eq!(status, Some(1));
+    assert!(text.contains("\nEnable EPT 1 0 or 1 0 only"), "{text}");
+    let (status, text) = compare(&["diff", "a", "b"], "2F5D-7FFF", "2F5D-7FFD", &["--json"]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &document["schema"]), (Some(1), &"exitscope-caps-diff/1".into()));
+    assert_eq!(document["pairs"][0]["registers"][0]["fields"][0]["name"], "Enable EPT");
+    assert_eq!(compare(&["diff", "a"], "", "", &[]).0, Some(2));
+}
+
+#[test]
+fn check_answers_by_its_exit_status() {
+    let check = ["check", "--require", "a", "--on", "b"];
+    let (status, text) = compare(&check, "2F5D-7FFF", "2F5D-7FFD", &[]);
+    assert_eq!(status, Some(1));
+    assert!(text.starts_with("no: b lacks something that a guest may use on a\n"), "{text}");
+    assert!(text.contains("\nmissing IA32_VMX_PROCBASED_CTLS2 Enable EPT 1 0 or 1 0 only"), "{text}");
+    let (status, text) = compare(&check, "", "", &["--json"]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (status, &document["answer"]),
+        (Some(1), &"unknown".into()),
+        "the dump does not hold everything"
+    );
+    assert_eq!(compare(&["check"], "", "", &[]).0, Some(2));
+    let (status, _) = compare(&["check", "--require", "nowhere", "--on", "b"], "", "", &[]);
+    assert_eq!(status, Some(1));
+}
+
+/// A machine that can virtualize answers; any other says so, and what can be done.
+#[test]
+fn this_machine_answers_or_says_what_to_do() {
+    for arguments in [&["caps"][..], &["caps", "--kvm"], &["caps", "check", "--require", "live"]] {
+        let output = Command::new(program()).args(arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let helps =
+            ["--from FILE", "modprobe msr", "be root", "nested=1", "load kvm_", "group", "exitscope lab"];
+        match output.status.code() {
+            Some(0) => assert!(!output.stdout.is_empty()),
+            Some(1) => assert!(helps.iter().any(|help| stderr.contains(help)), "{arguments:?}: {stderr}"),
+            status => panic!("{arguments:?}: {status:?}"),
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use exitscope_abi::leaf::{Expose, Layout};
+use exitscope_host::caps::Cpu;
 use exitscope_host::model::{self, Quality, Reason, Report, Vm};
 use exitscope_lab::Error;
 use exitscope_lab::bench::{self, Bench};
@@ -128,6 +129,16 @@ pub struct Ended<'a> {
     pub outputs: &'a [Output],
 }
 
+/// What the CPU's virtualization can do.
+pub struct Capabilities<'a> {
+    /// The kernel's list of features.
+    pub flags: &'a [String],
+    /// The kernel's list of VMX features.
+    pub vmx_flags: &'a [String],
+    /// The registers.
+    pub cpus: &'a [Cpu],
+}
+
 impl Told {
     fn find<'a, T>(&'a self, what: &str, name: &str, pick: impl Fn(&'a Event) -> Option<T>) -> T {
         self.0
@@ -174,6 +185,31 @@ impl Told {
         })
     }
 
+    /// What a program gave, however it ended.
+    pub fn end_of(&self, name: &str) -> &Output {
+        self.find("program", name, |event| match event {
+            Event::Output { label, output } if label == name => Some(output),
+            _ => None,
+        })
+    }
+
+    /// What a program wrote, which must have ended with status 0.
+    pub fn output(&self, name: &str) -> &str {
+        let output = self.end_of(name);
+        assert_eq!(output.status, Some(0), "{output:?}");
+        &output.stdout
+    }
+
+    /// What the CPU's virtualization can do, as the machine read it and as its kernel lists it.
+    pub fn capabilities(&self) -> Capabilities<'_> {
+        self.find("CPU's", "capabilities", |event| match event {
+            Event::Capabilities { flags, vmx_flags, cpus, .. } => {
+                Some(Capabilities { flags, vmx_flags, cpus })
+            }
+            _ => None,
+        })
+    }
+
     /// Why a step was refused.
     pub fn refusal(&self, name: &str) -> &str {
         self.find("refusal", name, |event| match event {
@@ -206,6 +242,12 @@ pub fn sums_are_totals(vms: &[Vm]) {
             assert_eq!(timed + reason.untimed, reason.exits, "{}", reason.name);
         }
     }
+}
+
+/// Runs our own command in the machine.
+pub fn command(label: &str, arguments: &[&str]) -> Step {
+    let command = std::iter::once(&"/init").chain(arguments).map(|&word| word.to_owned()).collect();
+    Step::Run { label: label.into(), command }
 }
 
 /// Loads our module with these parameters.

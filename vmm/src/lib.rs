@@ -33,6 +33,7 @@ mod layout;
 mod linux;
 mod long_mode;
 mod mailbox;
+pub mod offer;
 mod registers;
 mod supervise;
 mod vcpu;

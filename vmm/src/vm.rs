@@ -112,7 +112,7 @@ fn bytes(words: &[u64]) -> Vec<u8> {
 }
 
 /// Opens the KVM device and makes sure that it is one.
-fn open(path: &Path) -> Result<Kvm, Error> {
+pub fn open(path: &Path) -> Result<Kvm, Error> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::NoKvm(path.to_owned()))?;
     let kvm = Kvm::new_with_path(&name).map_err(|errno| {
         let source = io::Error::from(errno);

@@ -5,18 +5,18 @@ use exitscope_abi::reason::Isa;
 use super::tables::REGISTERS;
 use super::{Address, Cpu};
 
-/// Reads the capability MSRs of one CPU through `read`, which answers `None` for an MSR that cannot be read.
+/// Reads the capability registers of one CPU through `read`, which answers `None` for one that cannot be read.
 ///
-/// An MSR that the CPU lacks by what the ones before it said is left out; one of which they do not tell is not
+/// A register that the CPU lacks by what the ones before it said is left out; one of which they do not tell is not
 /// asked for, and unknown.
-pub fn read_msrs(id: u32, isa: Isa, read: impl Fn(u32) -> Option<u64>) -> Cpu {
+pub fn read(id: u32, isa: Isa, read: impl Fn(Address) -> Option<u64>) -> Cpu {
     let mut cpu = Cpu { id, registers: Vec::new() };
     for register in REGISTERS.iter().filter(|register| register.isa() == isa) {
-        let Address::Msr(number) = register.address else { continue };
+        let address = register.address;
         match register.exists(&cpu) {
-            Some(true) => cpu.registers.push((register.address, read(number))),
+            Some(true) => cpu.registers.push((address, read(address))),
             Some(false) => {}
-            None => cpu.registers.push((register.address, None)),
+            None => cpu.registers.push((address, None)),
         }
     }
     cpu
@@ -27,11 +27,13 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
+    use crate::caps::Gpr;
 
     /// The MSRs that are asked for on a CPU whose MSRs read so; all others read as 0.
     fn asked(values: &[(u32, Option<u64>)]) -> Vec<u32> {
         let asked = RefCell::new(Vec::new());
-        read_msrs(0, Isa::Vmx, |number| {
+        read(0, Isa::Vmx, |address| {
+            let Address::Msr(number) = address else { panic!("{address} is no register of VMX") };
             asked.borrow_mut().push(number);
             values.iter().find(|(known, _)| *known == number).map_or(Some(0), |(_, value)| *value)
         });
@@ -62,15 +64,16 @@ mod tests {
     #[test]
     fn what_is_not_told_is_unknown_and_not_asked_for() {
         check(&[(0x482, None)], &[]);
-        let cpu = read_msrs(3, Isa::Vmx, |number| (number != 0x482).then_some(0));
+        let cpu = read(3, Isa::Vmx, |address| (address != Address::Msr(0x482)).then_some(0));
         let unknown = [0x482, 0x48B, 0x48C, 0x491, 0x492].map(Address::Msr);
         let registers = cpu.registers.iter().filter(|(_, value)| value.is_none());
         assert!(registers.map(|(address, _)| *address).eq(unknown));
     }
 
     #[test]
-    fn svm_has_one_msr() {
-        let cpu = read_msrs(0, Isa::Svm, |number| Some(number.into()));
-        assert_eq!(cpu.registers, [(Address::Msr(0xC001_0114), Some(0xC001_0114))]);
+    fn svm_has_one_msr_and_two_leaves() {
+        let cpu = read(0, Isa::Svm, |address| Some(address.width().into()));
+        assert_eq!(cpu.registers[0], (Address::Msr(0xC001_0114), Some(64)));
+        assert_eq!(cpu.registers.len(), 1 + 2 * Gpr::ALL.len());
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Serialize, Serializer};
 
 use super::tables::{self, Allowed, Bits, Field, Kind, Register};
+use super::usage::Usage;
 use super::{Address, Cpu};
 
 /// The schema's name and version.
@@ -22,6 +23,9 @@ pub struct Document {
     pub cpus: Vec<Decoded>,
     /// Every bit of any CPU that is set and has no name.
     pub unnamed: Vec<Unnamed>,
+    /// What KVM uses of it, where that is known: of a live machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kvm: Option<Usage>,
 }
 
 /// A decoded CPU.
@@ -37,7 +41,6 @@ pub struct Decoded {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reading {
     /// Where it is.
-    #[serde(serialize_with = "display")]
     pub address: Address,
     /// The manual's name; empty for a register that the tables do not know.
     pub name: &'static str,
@@ -47,7 +50,7 @@ pub struct Reading {
     #[serde(serialize_with = "hex")]
     pub raw: Option<Raw>,
     /// The register that was read too, says the same more exactly, and is to be believed instead.
-    #[serde(serialize_with = "display_some", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<Address>,
     /// All named bits, set or not; none if the register could not be read.
     pub fields: Vec<Value>,
@@ -68,7 +71,6 @@ pub struct Raw {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Value {
     /// Where it is: `5`, or `high:low`; for controls the number of the control.
-    #[serde(serialize_with = "range")]
     pub bits: Bits,
     /// The manual's name.
     pub name: &'static str,
@@ -96,7 +98,6 @@ pub struct Setting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Unnamed {
     /// The register.
-    #[serde(serialize_with = "display")]
     pub address: Address,
     /// The bit, or the number of the control.
     pub bit: u8,
@@ -107,7 +108,7 @@ pub fn decode(cpus: &[Cpu]) -> Document {
     let cpus: Vec<Decoded> = cpus.iter().map(decode_cpu).collect();
     let readings = cpus.iter().flat_map(|cpu| &cpu.registers);
     let unnamed: BTreeSet<Unnamed> = readings.flat_map(Reading::unnamed_bits).collect();
-    Document { schema: SCHEMA, cpus, unnamed: unnamed.into_iter().collect() }
+    Document { schema: SCHEMA, cpus, unnamed: unnamed.into_iter().collect(), kvm: None }
 }
 
 /// Names the bits of one CPU.
@@ -198,22 +199,8 @@ impl Kind {
     }
 }
 
-impl Register {
-    fn named(&self) -> u64 {
-        self.fields.iter().fold(0, |mask, field| mask | field.bits.mask())
-    }
-}
-
 fn ones(word: u64) -> impl Iterator<Item = u8> {
     (0..64).filter(move |bit| word >> bit & 1 == 1)
-}
-
-fn display<S: Serializer>(address: &Address, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(address)
-}
-
-fn display_some<S: Serializer>(address: &Option<Address>, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(&address.map(|address| address.to_string()).unwrap_or_default())
 }
 
 fn hex<S: Serializer>(raw: &Option<Raw>, to: S) -> Result<S::Ok, S::Error> {
@@ -223,10 +210,6 @@ fn hex<S: Serializer>(raw: &Option<Raw>, to: S) -> Result<S::Ok, S::Error> {
     }
 }
 
-fn range<S: Serializer>(bits: &Bits, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(bits)
-}
-
 /// Hexadecimal, all digits of the register's width.
 impl std::fmt::Display for Raw {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -234,15 +217,5 @@ impl std::fmt::Display for Raw {
     }
 }
 
-/// `5`, or `high:low`.
-impl std::fmt::Display for Bits {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.high == self.low {
-            true => write!(f, "{}", self.low),
-            false => write!(f, "{}:{}", self.high, self.low),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

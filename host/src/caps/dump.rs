@@ -5,10 +5,11 @@
 //! | our own JSON | see [`decode`](super::decode) |
 //! | blocks | `MSR 00000480: 03DA-0500-0000-0013`, `CPUID 8000000A: EAX-EBX-ECX-EDX`, `------[ Logical CPU #1 ]------` |
 //! | rdmsr | the commands and the answers of `rdmsr` from msr-tools, as a terminal shows them |
-//! | list | `0x480 0x3da050000000013`, one register a line, under `CPU 1:` if there are several |
+//! | list | `0x480 0x3da050000000013`, one register a line, under `CPU 1:` if there are several; also what `cpuid -r` prints |
 //!
 //! Nothing here can fail as a whole: what is wrong is reported with its line and column, the rest is read.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 
 use super::{Address, Cpu, tables};
@@ -84,6 +85,8 @@ pub fn parse(bytes: &[u8]) -> Dump {
 #[derive(Debug, Default)]
 struct Reader {
     dump: Dump,
+    /// Where each CPU is, by its number: a dump may have many.
+    places: HashMap<u32, usize>,
 }
 
 /// A place in the text, as in [`Error`].
@@ -105,11 +108,10 @@ impl Reader {
     /// The CPU of this number, made when it is new.
     fn cpu(&mut self, id: u32) -> &mut Cpu {
         let cpus = &mut self.dump.cpus;
-        // Dumps go CPU by CPU, so that the right one is near the end.
-        let index = cpus.iter().rposition(|cpu| cpu.id == id).unwrap_or(cpus.len());
-        if index == cpus.len() {
+        let index = *self.places.entry(id).or_insert_with(|| {
             cpus.push(Cpu { id, registers: Vec::new() });
-        }
+            cpus.len() - 1
+        });
         &mut cpus[index]
     }
 

@@ -7,7 +7,8 @@ use exitscope_abi::reason::Isa;
 use super::decode::{Decoded, RESERVED, Reading, Setting, Value, decode_cpu};
 use super::summary::{Summary, summary};
 use super::tables::{Controls, Kind, find};
-use super::{Address, Cpu};
+use super::usage::Usage;
+use super::{Address, Cpu, kinds};
 use crate::render::Table;
 
 /// Which registers are shown where two say the same of the same controls.
@@ -26,6 +27,15 @@ impl Forms {
     }
 }
 
+/// What KVM uses, in words.
+pub fn usage(usage: &Usage) -> String {
+    let list = |verb: &str, features: &[&str]| match features {
+        [] => String::new(),
+        features => format!("  {verb}: {}\n", features.join("; ")),
+    };
+    format!("{}\n{}{}\n", usage.module, list("uses", &usage.uses), list("does not use", &usage.leaves))
+}
+
 /// Everything about these CPUs. CPUs that read alike are told together; of a CPU unlike the first, the registers
 /// that differ.
 pub fn full(cpus: &[Cpu], forms: Forms) -> String {
@@ -35,7 +45,7 @@ pub fn full(cpus: &[Cpu], forms: Forms) -> String {
 }
 
 fn write_full(out: &mut String, cpus: &[Cpu], forms: Forms) -> fmt::Result {
-    let groups = alike(cpus);
+    let groups = kinds(cpus);
     for (index, (cpu, ids)) in groups.iter().enumerate() {
         writeln!(out, "{}{}", if index > 0 { "\n" } else { "" }, name(ids))?;
         write_summary(out, cpu)?;
@@ -49,20 +59,8 @@ fn write_full(out: &mut String, cpus: &[Cpu], forms: Forms) -> fmt::Result {
     Ok(())
 }
 
-/// CPUs that read alike, by the first of each kind.
-fn alike(cpus: &[Cpu]) -> Vec<(&Cpu, Vec<u32>)> {
-    let mut groups: Vec<(&Cpu, Vec<u32>)> = Vec::new();
-    for cpu in cpus {
-        match groups.iter_mut().find(|(first, _)| first.registers == cpu.registers) {
-            Some((_, ids)) => ids.push(cpu.id),
-            None => groups.push((cpu, vec![cpu.id])),
-        }
-    }
-    groups
-}
-
 /// `CPU 3` or `CPUs 0-7, 9`.
-fn name(ids: &[u32]) -> String {
+pub(super) fn name(ids: &[u32]) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for &id in ids {
         match ranges.last_mut() {
@@ -137,7 +135,7 @@ fn title(reading: &Reading) -> &'static str {
     if reading.name.is_empty() { "A register without a name" } else { reading.name }
 }
 
-fn indented(table: &Table) -> String {
+pub(super) fn indented(table: &Table) -> String {
     table.to_string().lines().map(|line| format!("  {line}\n")).collect()
 }
 
@@ -154,20 +152,9 @@ fn settings(fields: &[Value]) -> Table {
 fn values(fields: &[Value], kind: Kind) -> Table {
     let mut table = Table::new(&["FIELD", "BITS", "VALUE", "MEANING"]).left(3);
     for Value { bits, name, value, meaning, .. } in fields {
-        table.row([name.to_string(), bits.to_string(), told(*value, kind), meaning.to_string()]);
+        table.row([name.to_string(), bits.to_string(), kind.plainly(*value), meaning.to_string()]);
     }
     table
-}
-
-/// A value as a register of this kind means it.
-fn told(value: u64, kind: Kind) -> String {
-    match (kind, value) {
-        (Kind::Fixed0, 0) => "may be 0".into(),
-        (Kind::Fixed0, _) => "must be 1".into(),
-        (Kind::Fixed1, 0) => "must be 0".into(),
-        (Kind::Fixed1, _) => "may be 1".into(),
-        _ => value.to_string(),
-    }
 }
 
 const fn yes(yes: bool) -> &'static str {
@@ -177,7 +164,7 @@ const fn yes(yes: bool) -> &'static str {
 /// Each control as the course's module prints it, once for CPUs that read alike.
 pub fn course(cpus: &[Cpu], forms: Forms) -> String {
     let mut text = String::new();
-    let groups = alike(cpus);
+    let groups = kinds(cpus);
     for (cpu, ids) in &groups {
         if groups.len() > 1 {
             text.push_str(&format!("{}:\n", name(ids)));

@@ -42,8 +42,9 @@ pub struct Summary {
 
 /// The features of one instruction set; `None` if no register of it was listed.
 pub fn summary(cpu: &Cpu, isa: Isa) -> Option<Summary> {
-    let mut registers = cpu.registers.iter().filter_map(|(address, _)| super::tables::find(*address));
-    registers.find(|register| register.isa() == isa)?;
+    if !cpu.tells_of(isa) {
+        return None;
+    }
     let mut summary = Summary::default();
     for feature in FEATURES.iter().filter(|feature| feature.isa == isa) {
         let list = match feature.holds(cpu) {
@@ -54,6 +55,18 @@ pub fn summary(cpu: &Cpu, isa: Isa) -> Option<Summary> {
         list.push(words(feature, cpu));
     }
     Some(summary)
+}
+
+/// Every feature, and everything that it may come with, as `EPT: 1G pages`, each with whether the CPU has it.
+pub fn features(cpu: &Cpu) -> impl Iterator<Item = (String, Option<bool>)> {
+    FEATURES.iter().flat_map(move |feature| {
+        let holds = if cpu.tells_of(feature.isa) { feature.holds(cpu) } else { Some(false) };
+        let with = feature.with.iter().map(move |(name, test)| {
+            let both = if holds == Some(true) { test.holds(cpu) } else { holds };
+            (format!("{}: {name}", feature.name), both)
+        });
+        std::iter::once((feature.name.to_owned(), holds)).chain(with)
+    })
 }
 
 fn words(feature: &Feature, cpu: &Cpu) -> String {

@@ -3,7 +3,10 @@
 //! Section numbers are those of the SDM of October 2025 (vol. 3; appendix A for the registers, chapter 26 for
 //! the controls) and of the APM (vol. 3 appendix E for CPUID, vol. 2 for VM_CR).
 
+use std::fmt;
+
 use exitscope_abi::reason::Isa;
+use serde::{Serialize, Serializer};
 
 use super::{Address, Cpu, Gpr};
 
@@ -43,6 +46,22 @@ impl Bits {
     /// A word with these bits set.
     pub const fn mask(self) -> u64 {
         (u64::MAX >> (63 - (self.high - self.low))) << self.low
+    }
+}
+
+/// `5`, or `high:low`.
+impl fmt::Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.high == self.low {
+            true => write!(f, "{}", self.low),
+            false => write!(f, "{}:{}", self.high, self.low),
+        }
+    }
+}
+
+impl Serialize for Bits {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
     }
 }
 
@@ -121,6 +140,10 @@ pub enum Controls {
 }
 
 impl Controls {
+    /// All groups.
+    pub const ALL: [Self; 7] =
+        [Self::Pin, Self::Proc, Self::Proc2, Self::Proc3, Self::Exit, Self::Exit2, Self::Entry];
+
     /// The registers that describe it, the one to believe first, the one that comes with the group last.
     pub const fn addresses(self) -> &'static [Address] {
         use Address::Msr;
@@ -145,6 +168,18 @@ pub struct Allowed {
     pub one: u64,
 }
 
+impl Allowed {
+    /// What it says of a control, in words.
+    pub const fn says(self, control: Bits) -> &'static str {
+        match (control.of(self.zero) != 0, control.of(self.one) != 0) {
+            (true, true) => "0 or 1",
+            (true, false) => "0 only",
+            (false, true) => "1 only",
+            (false, false) => "neither 0 nor 1",
+        }
+    }
+}
+
 impl Kind {
     /// The settings that a register of controls with this value allows; `None` if it is none.
     pub const fn allowed(self, value: u64) -> Option<Allowed> {
@@ -152,6 +187,25 @@ impl Kind {
             Self::Controls { .. } => Some(Allowed { zero: !value & 0xFFFF_FFFF, one: value >> 32 }),
             Self::Allowed1 => Some(Allowed { zero: u64::MAX, one: value }),
             Self::Plain | Self::Fixed0 | Self::Fixed1 => None,
+        }
+    }
+
+    /// What a register of this kind, which reads as `value`, says of some bits, in words or as a number.
+    pub fn says(self, value: u64, bits: Bits) -> String {
+        match self.allowed(value) {
+            Some(allowed) => allowed.says(bits).into(),
+            None => self.plainly(bits.of(value)),
+        }
+    }
+
+    /// Bits of a register that is not one of controls.
+    pub fn plainly(self, bits: u64) -> String {
+        match (self, bits) {
+            (Self::Fixed0, 0) => "may be 0".into(),
+            (Self::Fixed0, _) => "must be 1".into(),
+            (Self::Fixed1, 0) => "must be 0".into(),
+            (Self::Fixed1, _) => "may be 1".into(),
+            _ => bits.to_string(),
         }
     }
 }
@@ -178,6 +232,19 @@ impl Register {
         }
     }
 
+    /// All its bits: those that have names by field, then the others one by one.
+    pub fn parts(&self) -> impl Iterator<Item = (Bits, Option<&'static Field>)> {
+        let width = if let Kind::Controls { .. } = self.kind { 32 } else { self.address.width() };
+        let others = (0..64).filter(move |&bit| u32::from(bit) < width && self.named() >> bit & 1 == 0);
+        let named = self.fields.iter().map(|field| (field.bits, Some(field)));
+        named.chain(others.map(|bit| (Bits { high: bit, low: bit }, None)))
+    }
+
+    /// The bits that have names.
+    pub fn named(&self) -> u64 {
+        self.fields.iter().fold(0, |mask, field| mask | field.bits.mask())
+    }
+
     /// The register that says the same of the same controls, and more exactly; SDM vol. 3 A.2.
     pub fn better(&self) -> Option<Address> {
         match self.address {
@@ -201,14 +268,20 @@ impl Test {
 }
 
 impl Cpu {
-    /// The settings of controls that it allows, by the TRUE form where that was read; none if it lacks the group;
+    /// Whether it tells of an instruction set at all. No CPU has both.
+    pub fn tells_of(&self, isa: Isa) -> bool {
+        let mut registers = self.registers.iter().filter_map(|(address, _)| find(*address));
+        registers.any(|register| register.isa() == isa)
+    }
+
+    /// The settings of controls that it allows, by the TRUE form where that was read; all 0 if it lacks the group;
     /// `None` if what was read does not tell.
     pub fn allowed(&self, controls: Controls) -> Option<Allowed> {
         let mut registers = controls.addresses().iter().filter_map(|&address| find(address));
         let read =
             registers.clone().find_map(|register| register.kind.allowed(self.value(register.address)?));
         let plain = registers.next_back()?;
-        read.or_else(|| (plain.exists(self) == Some(false)).then(Allowed::default))
+        read.or_else(|| (plain.exists(self) == Some(false)).then_some(Allowed { zero: u64::MAX, one: 0 }))
     }
 }
 

@@ -1,34 +1,24 @@
 //! What the CPU of the emulated machine can do.
 
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::{fs, io};
 
-use exitscope_abi::reason::Isa;
-use exitscope_host::caps::{Address, ask};
+use exitscope_host::caps::live::{self, Live};
 
 use crate::job::Event;
 
-/// The MSRs of the first CPU, as the driver `msr` reads them.
-const MSRS: &str = "/dev/cpu/0/msr";
-
-/// Reads the capability MSRs.
+/// Reads the capability registers of every CPU, and what the kernel says of the first.
 pub fn read() -> io::Result<Event> {
     let info = fs::read_to_string("/proc/cpuinfo")?;
-    let isa = if word(&info, "flags", "vmx") { Isa::Vmx } else { Isa::Svm };
-    let file = File::open(MSRS).map_err(|error| io::Error::new(error.kind(), format!("{MSRS}: {error}")))?;
-    let cpu = ask::read_msrs(0, isa, |number| {
-        let mut value = [0; 8];
-        file.read_exact_at(&mut value, number.into()).ok().map(|()| u64::from_ne_bytes(value))
-    });
-    let msrs = cpu.registers.iter().filter_map(|&(address, value)| match address {
-        Address::Msr(number) => Some((number, value)),
-        Address::Cpuid(..) => None,
-    });
-    Ok(Event::Capabilities {
-        cpu: field(&info, "model name").unwrap_or("an unnamed CPU").into(),
-        msrs: msrs.collect(),
-    })
+    let Live { cpus, complaint, .. } = live::read().map_err(io::Error::other)?;
+    match complaint {
+        Some(complaint) => Err(io::Error::other(complaint)),
+        None => Ok(Event::Capabilities {
+            name: field(&info, "model name").unwrap_or("an unnamed CPU").into(),
+            flags: words(&info, "flags"),
+            vmx_flags: words(&info, "vmx flags"),
+            cpus,
+        }),
+    }
 }
 
 /// The value of a field of `/proc/cpuinfo`.
@@ -37,8 +27,8 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     fields.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
 }
 
-fn word(info: &str, name: &str, word: &str) -> bool {
-    field(info, name).is_some_and(|value| value.split(' ').any(|found| found == word))
+fn words(info: &str, name: &str) -> Vec<String> {
+    field(info, name).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -49,7 +39,8 @@ mod tests {
     fn fields_are_read() {
         let info = "processor\t: 0\nmodel name\t: A CPU @ 1GHz\nflags\t\t: fpu vmx\n";
         assert_eq!(field(info, "model name"), Some("A CPU @ 1GHz"));
-        assert!(word(info, "flags", "vmx") && !word(info, "flags", "svm"));
+        assert_eq!(words(info, "flags"), ["fpu", "vmx"]);
+        assert!(words(info, "vmx flags").is_empty());
         assert_eq!(field(info, "stepping"), None);
     }
 }

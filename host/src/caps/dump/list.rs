@@ -1,8 +1,8 @@
-//! A plain list: an address and a value a line.
+//! A plain list: an address and a value a line, or a leaf with its results as `cpuid -r` prints it.
 
-use super::words::{Word, cpu_number, hex, lines, short, value, words};
+use super::words::{Word, cpu_number, hex, lines, place, short, value, words};
 use super::{Place, Reader};
-use crate::caps::Address;
+use crate::caps::{Address, Gpr};
 
 /// Reads every line: what is no register, no CPU's number and no remark is an error.
 pub fn parse(text: &str, reader: &mut Reader) {
@@ -14,17 +14,42 @@ pub fn parse(text: &str, reader: &mut Reader) {
         }
         match heading(trimmed) {
             Some(id) => cpu = id,
+            None if line.contains("eax=") => leaf(reader, cpu, number, line),
             None => pair(reader, cpu, number, line),
         }
     }
 }
 
-/// The CPU that the lines below tell of: `CPU 3:`, `[cpu3]`.
+/// The CPU that the lines below tell of: `CPU 3:`, `[cpu3]`; `CPU:` if there is but one.
 fn heading(line: &str) -> Option<u32> {
     let bare = line.trim_matches(['[', ']', ':', '-', '=', ' ']).to_ascii_lowercase();
     let starts = bare.starts_with("cpu") || bare.starts_with("logical cpu") || bare.starts_with("processor");
+    if bare == "cpu" {
+        return Some(0);
+    }
     let number = cpu_number(&bare.replace("processor", "cpu"))?;
     (starts && bare.ends_with(|c: char| c.is_ascii_digit())).then_some(number)
+}
+
+/// `0x8000000a 0x00: eax=0x00000001 ebx=…`. Only sub-leaf 0 counts.
+fn leaf(reader: &mut Reader, cpu: u32, number: usize, line: &str) {
+    let mut parts = words(number, line, &[':', '=']);
+    let numbers = [parts.next(), parts.next()].map(|part| part.and_then(|part| hex(part.text, 8).ok()));
+    let [Some(leaf), Some(sub_leaf)] = numbers else {
+        return reader.complain(
+            place(number, line, line.trim_start()),
+            "neither leaf nor sub-leaf before the results",
+        );
+    };
+    let mut results = parts.skip_while(|part| Gpr::ALL.iter().all(|gpr| gpr.name() != part.text));
+    while let (0, Some(name), Some(result)) = (sub_leaf, results.next(), results.next()) {
+        let Some(gpr) = Gpr::ALL.into_iter().find(|gpr| gpr.name() == name.text) else { continue };
+        let address = Address::Cpuid(u32::try_from(leaf).unwrap_or(u32::MAX), gpr);
+        match hex(result.text, 8) {
+            Ok(value) => reader.keep(result.place, cpu, address, Some(value)),
+            Err(what) => reader.complain(result.place, what),
+        }
+    }
 }
 
 fn pair(reader: &mut Reader, cpu: u32, number: usize, line: &str) {

@@ -95,6 +95,28 @@ fn lists() {
 }
 
 #[test]
+fn leaves_as_cpuid_prints_them() {
+    let cpu = |edx| {
+        let values = Gpr::ALL.into_iter().zip([1, 0x8000, 0, edx]);
+        values.map(|(gpr, value)| (Address::Cpuid(0x8000_000A, gpr), Some(value))).collect::<Vec<_>>()
+    };
+    let text = "CPU 0:
+   0x00000000 0x00: eax=0x0000001c ebx=0x68747541 ecx=0x444d4163 edx=0x69746e65
+   0x8000000a 0x00: eax=0x00000001 ebx=0x00008000 ecx=0x00000000 edx=0x1fbfbcff
+   0x8000000a 0x01: eax=0x00000009 ebx=0x00000009 ecx=0x00000009 edx=0x00000009
+CPU 1:
+   0x8000000a 0x00: eax=0x00000001 ebx=0x00008000 ecx=0x00000000 edx=0x00000001
+";
+    check(text, &[(0, &cpu(0x1FBF_BCFF)), (1, &cpu(1))], &[]);
+    let one = &text[..text.find("CPU 1").unwrap()].replace("CPU 0:", "CPU:");
+    check(one, &[(0, &cpu(0x1FBF_BCFF))], &[]);
+    let wide = one.replace("0x1fbfbcff", "0x11fbfbcff");
+    check(&wide, &[(0, &cpu(0)[..3])], &["line 3, column 70: `0x11fbfbcff` has 9 digits"]);
+    let torn = one.replace("0x8000000a 0x00:", "0x8000000a");
+    check(&torn, &[], &["line 3, column 4: neither leaf nor sub-leaf"]);
+}
+
+#[test]
 fn broken_lists_tell_where_and_keep_the_rest() {
     let check = |text, errors| check(text, &[(0, &[(BASIC, Some(1))])], errors);
     check("0x480 1\n  Zebra 3", &["line 2, column 3: `Zebra` is no address"]);
@@ -164,6 +186,109 @@ fn nothing_is_found_in_nothing() {
     check("0x10 1", &[], &["line 1, column 1: no capability register"]);
     let noise = "lorem ipsum\n".repeat(100_000);
     assert_eq!(parse(noise.as_bytes()).errors.len(), MOST_ERRORS);
+}
+
+/// [`TWO`] in every form.
+fn forms() -> [String; 4] {
+    let cpus: Vec<Cpu> = TWO.iter().map(|&(id, registers)| Cpu { id, registers: registers.into() }).collect();
+    let block = |cpu| {
+        format!(
+            "------[ Logical CPU #{cpu} ]------\nMSR 00000480: 03DA-0500-0000-0013\nMSR 00000481: < FAILED >\n"
+        )
+    };
+    let list = |cpu| format!("CPU {cpu}:\n0x480 0x03da050000000013\n0x481 ?\n");
+    let rdmsr = |cpu| {
+        let failed = format!("rdmsr: CPU {cpu} cannot read MSR 0x00000481");
+        format!("# rdmsr -p {cpu} 0x480\n3da050000000013\n# rdmsr -p {cpu} 0x481\n{failed}\n")
+    };
+    let each = |form: &dyn Fn(u32) -> String| form(0) + &form(1);
+    [serde_json::to_string_pretty(&decode(&cpus)).unwrap() + "\n", each(&block), each(&list), each(&rdmsr)]
+}
+
+#[test]
+fn every_form_says_the_same_with_any_line_ends() {
+    for form in forms() {
+        check(&form, &TWO, &[]);
+        let ends = ["\n", "\r\n", "\r", "\n\n"].iter().cycle();
+        let mixed: String = form.lines().zip(ends).flat_map(|(line, end)| [line, end]).collect();
+        check(&mixed, &TWO, &[]);
+    }
+}
+
+#[test]
+fn a_cpu_that_comes_twice_is_one() {
+    let [_, texts @ ..] = forms();
+    for form in texts {
+        check(&form.repeat(3), &TWO, &[]);
+        let other = form.replace("13\n", "14\n");
+        let dump = parse(format!("{form}{other}").as_bytes());
+        assert_eq!(dump.cpus, parse(form.as_bytes()).cpus);
+        assert_eq!(dump.errors.len(), 2, "{:?}", dump.errors);
+        assert!(dump.errors[0].what.contains("0x480 of CPU 0 was given before"), "{:?}", dump.errors);
+    }
+    let twice = forms()[0].replace("\"id\": 1", "\"id\": 0");
+    check(&twice, &TWO[..1], &[]);
+}
+
+#[test]
+fn a_value_of_the_wrong_width_is_told_and_left_out() {
+    for form in forms() {
+        let line = form.lines().position(|line| line.to_ascii_lowercase().contains("3da")).unwrap() + 1;
+        let dump = parse(form.replacen("3da05", "3da0511", 1).replacen("03DA-", "03DA11-", 1).as_bytes());
+        assert_eq!(dump.cpus.last(), parse(form.as_bytes()).cpus.last());
+        assert_eq!(dump.errors.len(), 1, "{:?}", dump.errors);
+        let error = &dump.errors[0];
+        assert!((error.line == line || form.starts_with('{')) && error.what.contains("digits"), "{error}");
+    }
+}
+
+#[test]
+fn a_truncated_text_keeps_its_whole_lines() {
+    let [_, texts @ ..] = forms();
+    for form in texts {
+        for cut in 0..form.len() {
+            let registers = |text: &str| {
+                let cpus = parse(text.as_bytes()).cpus;
+                cpus.into_iter().flat_map(|cpu| cpu.registers).collect::<Vec<_>>()
+            };
+            let whole = form[..cut].rfind('\n').map_or("", |end| &form[..=end]);
+            let (kept, read) = (registers(whole), registers(&form[..cut]));
+            assert!(read.len() <= kept.len() + 1, "{cut}");
+            // A command whose value is missing may leave its register unknown.
+            assert!(kept.iter().all(|(address, _)| read.iter().any(|(found, _)| found == address)), "{cut}");
+        }
+    }
+}
+
+#[test]
+fn a_megabyte_of_anything_is_read() {
+    const MEGABYTE: usize = 1 << 20;
+    let mut state = 1_u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    let bytes: Vec<u8> = (0..MEGABYTE).map(|_| random() as u8).collect();
+    let pieces = |random: &mut dyn FnMut() -> usize| {
+        let mut text = String::new();
+        while text.len() < MEGABYTE {
+            text.push_str(PIECES[random() % PIECES.len()]);
+        }
+        text.into_bytes()
+    };
+    let cpus: String = (0..50_000).map(|id| format!("CPU {id}:\n0x480 {id:#x}\n")).collect();
+    let one_line = "0x480 ".repeat(MEGABYTE / 6);
+    for noise in [bytes, pieces(&mut random), pieces(&mut random), one_line.into_bytes()] {
+        let dump = parse(&noise);
+        assert!((1..=MOST_ERRORS).contains(&dump.errors.len()));
+    }
+    assert_eq!(parse(cpus.as_bytes()).cpus.len(), 50_000);
+    for form in forms() {
+        let mut noise = form.clone();
+        noise.extend((0..MEGABYTE / 8).map(|_| char::from(random() as u8 & 0x7F)));
+        parse(noise.as_bytes());
+        parse(form.repeat(MEGABYTE / form.len()).as_bytes());
+    }
 }
 
 /// Pieces of all forms, so that noise comes near to each of them.
