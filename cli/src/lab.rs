@@ -6,7 +6,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_host::course::Course;
@@ -15,11 +15,11 @@ use exitscope_host::{self as host, render};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
-use exitscope_lab::run::{self, GuestKind, Options};
+use exitscope_lab::run::{self, GuestKind, Options, Vmm};
 use exitscope_lab::session::{Lab, Paging, Setup};
 use exitscope_lab::{bench, course};
 
-use crate::{print, print_json};
+use crate::{Usage, print, print_json};
 
 /// Commands of `exitscope lab`.
 #[derive(clap::Subcommand)]
@@ -48,6 +48,9 @@ pub struct CourseArgs {
 /// Options of `exitscope lab bench`.
 #[derive(clap::Args)]
 pub struct BenchArgs {
+    /// Vendor of the emulated CPU
+    #[arg(long, default_value = "amd", value_parser = names(&Vendor::ALL, Vendor::name))]
+    vendor: String,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -60,7 +63,7 @@ pub struct BenchArgs {
 #[derive(clap::Args)]
 pub struct RunArgs {
     /// Vendor of the emulated CPU
-    #[arg(long, default_value = "amd", value_parser = PossibleValuesParser::new(["amd", "intel"]))]
+    #[arg(long, default_value = "amd", value_parser = names(&Vendor::ALL, Vendor::name))]
     vendor: String,
     /// Kernel that runs KVM
     #[arg(long, default_value = "6.12", value_parser = PossibleValuesParser::new(Series::ALL.map(Series::name)))]
@@ -71,9 +74,9 @@ pub struct RunArgs {
     /// What runs in the VM: bare CPUIDs, Linux, or a Debian system
     #[arg(long, default_value = "linux", value_parser = PossibleValuesParser::new(["tiny", "linux", "debian"]))]
     guest: String,
-    /// What runs the VM
-    #[arg(long, default_value = "exitscope", value_parser = PossibleValuesParser::new(["exitscope", "qemu"]))]
-    vmm: String,
+    /// What runs the VM [default: qemu for debian, else exitscope]
+    #[arg(long, value_parser = PossibleValuesParser::new(["exitscope", "qemu"]))]
+    vmm: Option<String>,
     /// vCPUs of the guest
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpus: u32,
@@ -109,9 +112,10 @@ fn run_course(args: &CourseArgs) -> anyhow::Result<()> {
     let mut progress = Progress::new();
     let program = program()?;
     let mut prepare = |vendor| Lab::prepare(vendor, Series::V6_12, &program, &args.out, &mut progress);
-    let labs = [prepare(Vendor::Intel)?, prepare(Vendor::Amd)?];
+    let (intel, amd) = (prepare(Vendor::Intel)?, prepare(Vendor::Amd)?);
     let mut course = Course::default();
-    for lab in &labs {
+    course::measure_full_boot(&amd, &mut course, &mut progress)?;
+    for lab in [&intel, &amd] {
         course::measure(lab, &mut course, &mut progress)?;
     }
     progress.done();
@@ -128,7 +132,7 @@ fn run_course(args: &CourseArgs) -> anyhow::Result<()> {
 
 fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
     let mut progress = Progress::new();
-    let lab = Lab::prepare(Vendor::Amd, Series::V6_12, &program()?, &args.out, &mut progress)?;
+    let lab = prepare(&args.vendor, Series::V6_12.name(), &args.out, &mut progress)?;
     let bench = bench::run(&lab, &mut progress)?;
     progress.done();
     if args.json {
@@ -143,13 +147,14 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {
-    refuse_unbuilt(&[("guest", &args.guest, "debian"), ("vmm", &args.vmm, "qemu")])?;
+    let (guest, vmm) = guest_and_vmm(&args.guest, args.vmm.as_deref())?;
     let options = Options {
         setup: Setup {
             paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
             ..Setup::default()
         },
-        guest: guest_kind(&args.guest),
+        guest,
+        vmm,
         vcpus: args.vcpus,
         layout: Layout::from_name(&args.layout).with_context(|| format!("unknown layout {}", args.layout))?,
         expose: Expose::from_name(&args.expose).with_context(|| format!("unknown policy {}", args.expose))?,
@@ -169,12 +174,13 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
 
 /// Runs the same guest with nested and with shadow paging; leaves nested.json and shadow.json in `--out`.
 fn run_both(args: &compare::Args) -> anyhow::Result<[Report; 2]> {
-    refuse_unbuilt(&[("guest", &args.guest, "debian")])?;
+    let (guest, vmm) = guest_and_vmm(&args.guest, None)?;
     let mut progress = Progress::new();
     let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
     let options = Options {
         setup: Setup::default(),
-        guest: guest_kind(&args.guest),
+        guest,
+        vmm,
         vcpus: 1,
         layout: Layout::Classic,
         expose: Expose::Vm,
@@ -194,21 +200,25 @@ fn prepare(vendor: &str, kernel: &str, out: &Path, progress: &mut Progress) -> a
     Ok(Lab::prepare(vendor, series(kernel)?, &program()?, out, progress)?)
 }
 
-/// Refuses what the command line may ask for and the lab cannot do yet: option, value, value that is missing.
-fn refuse_unbuilt(asked: &[(&str, &str, &str)]) -> anyhow::Result<()> {
-    match asked.iter().find(|(_, value, missing)| value == missing) {
-        Some((option, _, missing)) => bail!("--{option} {missing} is not built yet: leave it out"),
-        None => Ok(()),
-    }
-}
-
 fn series(name: &str) -> anyhow::Result<Series> {
     let series = Series::ALL.into_iter().find(|series| series.name() == name);
     series.with_context(|| format!("unknown kernel {name}"))
 }
 
-fn guest_kind(name: &str) -> GuestKind {
-    if name == "tiny" { GuestKind::Tiny } else { GuestKind::Linux }
+/// The guest, and what runs it; some of both do not fit each other.
+fn guest_and_vmm(guest: &str, vmm: Option<&str>) -> Result<(GuestKind, Vmm), Usage> {
+    match (guest, vmm) {
+        ("tiny", Some("qemu")) => Err(Usage(
+            "--guest tiny has no operating system and needs --vmm exitscope: for --vmm qemu, use --guest linux or debian".into(),
+        )),
+        ("debian", Some("exitscope")) => Err(Usage(
+            "--guest debian needs the disk and firmware of --vmm qemu: leave --vmm out, or use --guest linux".into(),
+        )),
+        ("debian", _) => Ok((GuestKind::Debian, Vmm::Qemu)),
+        ("tiny", _) => Ok((GuestKind::Tiny, Vmm::Exitscope)),
+        (_, Some("qemu")) => Ok((GuestKind::Linux, Vmm::Qemu)),
+        _ => Ok((GuestKind::Linux, Vmm::Exitscope)),
+    }
 }
 
 /// This very program, which runs in the emulated machine too.

@@ -34,7 +34,7 @@ pub struct Report {
     pub vms: Vec<Vm>,
     /// How exits came over time.
     pub timeline: Vec<Tick>,
-    /// What the guest did when, if known: firmware, kernel, …; in order.
+    /// The phases of the guest's boot, one after the other, if they were told apart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<Phase>,
     /// What the guest itself read, if one did.
@@ -185,7 +185,7 @@ pub struct Tick {
 /// A stretch of a guest's life. Times are in ms on the clock of the timeline.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
-    /// `firmware`, `kernel`, `initramfs`, `userspace`.
+    /// `firmware`, `kernel`, `initramfs`, `userspace`, `shutdown`.
     pub name: String,
     /// When it began.
     pub start_ms: u64,

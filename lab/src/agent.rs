@@ -1,26 +1,31 @@
 //! The first process of the emulated machine and of its guests: does the job, tells the result, powers off.
 
 mod capabilities;
+mod guest;
 mod guests;
 mod host;
 mod kernel;
+mod qemu;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::process::{Command, Stdio};
 
 use rustix::system::{RebootCommand, reboot};
 
 use crate::emulator::Link;
-use crate::job::{GUEST_MARK, JOB, Job, Output};
+use crate::job::{JOB, Job, Output};
 
-/// Whether this process is the agent: the first one, with a job.
+/// Whether this process is the agent: the first one, with a job, or a guest's service.
 pub fn is_called_for() -> bool {
-    std::process::id() == 1 && fs::exists(JOB).unwrap_or(false)
+    guest::is_service() || (std::process::id() == 1 && fs::exists(JOB).unwrap_or(false))
 }
 
-/// Does the job and ends the machine; comes back only when even that fails.
+/// Does the job and ends the machine, or the service; comes back only when the machine does not end.
 pub fn main() -> io::Error {
+    if guest::is_service() {
+        guest::serve();
+    }
     let mut end = RebootCommand::PowerOff;
     let done =
         kernel::mount_all().and_then(|()| fs::read(JOB)).and_then(|text| Ok(serde_json::from_slice(&text)?));
@@ -31,7 +36,9 @@ pub fn main() -> io::Error {
                 end = RebootCommand::Restart;
             }
         }
-        Ok(Job::Guest { commands }) => in_guest(&commands),
+        Ok(Job::Guest { modules, port, system, commands }) => {
+            guest::run(&modules, port, system.as_ref(), &commands)
+        }
         Err(error) => eprintln!("agent: {error}"),
     }
     rustix::fs::sync();
@@ -39,17 +46,6 @@ pub fn main() -> io::Error {
         Ok(()) => io::ErrorKind::Other.into(),
         Err(errno) => errno.into(),
     }
-}
-
-/// In a guest: runs the commands, and tells each result as a line on the console.
-fn in_guest(commands: &[Vec<String>]) {
-    for command in commands {
-        let output = output_of(command);
-        let line = serde_json::to_string(&output).unwrap_or_default();
-        // In one piece, so that no line of the kernel's comes between.
-        let _ = io::stdout().write_all(format!("\n{GUEST_MARK}{line}\n").as_bytes());
-    }
-    let _ = rustix::termios::tcdrain(io::stdout());
 }
 
 /// Runs a program to its end.

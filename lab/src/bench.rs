@@ -1,8 +1,8 @@
 //! What watching costs: instructions per exit, exactly, with nothing watching and with each watcher.
 //!
-//! The emulated clock counts instructions (QEMU's icount), so the guest's own time stamps around a batch of exits
-//! count the instructions of the whole round trip. The fastest batch has no timer interrupt in it, and is the
-//! same in every run.
+//! The emulated clock counts instructions (Bochs' always, QEMU's with icount), so the guest's own time stamps around
+//! a batch of exits count the instructions of the whole round trip. The fastest batch has no timer interrupt in it,
+//! and is the same in every run.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,7 @@ pub struct Bench {
 /// What a watcher costs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cost {
-    /// Which emulated machine: `amd`.
+    /// Which emulated machine: `amd` or `intel`.
     pub lane: String,
     /// What watches.
     pub watch: String,
@@ -77,7 +77,7 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
         let plain = |cost: &&Cost| cost.watch == "none" && cost.workload == workload;
         let base = bench.iter().find(plain).map_or(instructions_per_exit, |cost| cost.instructions_per_exit);
         bench.push(Cost {
-            lane: "amd".into(),
+            lane: lab.vendor().name().into(),
             watch: watch.into(),
             workload: workload.into(),
             instructions_per_exit,

@@ -12,24 +12,27 @@ use exitscope_host::model::{self, GuestView, Machine};
 use crate::error::Error;
 use crate::job::{Event, Guest, Output, Payload, Step};
 use crate::progress::Progress;
-use crate::run::{self, GuestKind, Options, account_for, accounts};
+use crate::run::{self, GuestKind, Options, Vmm, account_for, accounts};
 use crate::session::{Lab, Paging, Setup};
 
 /// The leaves that the course's layouts use.
 const LEAVES: std::ops::RangeInclusive<u32> = 0x4fff_fffc..=0x4fff_ffff;
 
-/// Runs all experiments on the lab's machine and adds what they gave.
+/// Runs all experiments on the lab's machine and adds what they gave: a boot with nested paging, a guest for each layout
+/// that reads all of its leaves, and the boot with shadow paging.
 pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Result<(), Error> {
     let setup = Setup { name: format!("course-{}", lab.vendor().name()), ..Setup::default() };
     let isa = lab.vendor().isa();
-    let mut steps = vec![options(&setup, Layout::Classic).insert(), Step::Capabilities];
+    let classic = options(&setup, Layout::Classic);
+    let mut steps = vec![classic.insert(), Step::Capabilities];
+    steps.extend(account_for(lab.vendor(), classic.guest(Paging::Nested)));
     for &layout in Layout::ALL {
-        steps.push(set_layout(layout));
-        steps.extend(account_for(guest(layout.name(), isa, layout)));
+        steps.push(Step::Set { parameter: "layout".into(), value: layout.name().into() });
+        steps.extend(account_for(lab.vendor(), reader(isa, layout)));
     }
-    steps.push(set_layout(Layout::Classic));
+    steps.push(Step::Set { parameter: "layout".into(), value: classic.layout.name().into() });
     steps.extend(lab.reload_kvm(Paging::Shadow));
-    steps.extend(account_for(guest(Paging::Shadow.name(), isa, Layout::Classic)));
+    steps.extend(account_for(lab.vendor(), classic.guest(Paging::Shadow)));
     let events = lab.run(&setup, steps, progress)?;
 
     if isa == Isa::Vmx {
@@ -37,15 +40,11 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
     }
     let mut told = accounts(&events);
     let mut next = || told.next().ok_or(Error::NotTold { what: "one of its guests" });
-    let mut nested = None;
+    let nested = run::report(lab, &classic, Paging::Nested, next()?)?;
     for &layout in Layout::ALL {
-        let account = next()?;
-        let report = run::report(lab, &options(&setup, layout), Paging::Nested, account)?;
-        course.readings.push(reading(isa, layout, &report.machine, account)?);
-        nested = nested.or(Some(report));
+        course.readings.push(reading(isa, layout, &nested.machine, next()?)?);
     }
-    let nested = nested.ok_or(Error::NotTold { what: "its guests" })?;
-    let shadow = run::report(lab, &options(&setup, Layout::Classic), Paging::Shadow, next()?)?;
+    let shadow = run::report(lab, &classic, Paging::Shadow, next()?)?;
     let comparison = Comparison::new(&nested, &shadow).map_err(|_| Error::NotTold { what: "one CPU" })?;
     course.comparisons.push(comparison);
     course.boots.push(Boot {
@@ -56,20 +55,33 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
     Ok(())
 }
 
-fn options(setup: &Setup, layout: Layout) -> Options {
-    Options { setup: setup.clone(), guest: GuestKind::Linux, vcpus: 1, layout, expose: Expose::Vm }
+/// Boots a whole distribution on the lab's machine and adds how its exits came.
+pub fn measure_full_boot(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Result<(), Error> {
+    let setup = Setup { name: "course-debian".into(), ..Setup::default() };
+    let options = Options { guest: GuestKind::Debian, vmm: Vmm::Qemu, ..options(&setup, Layout::Classic) };
+    course.boots.push(Boot {
+        guest: "a full Debian system".into(),
+        command: "exitscope lab run --guest debian".into(),
+        report: run::run(lab, &options, progress)?,
+    });
+    Ok(())
 }
 
-fn set_layout(layout: Layout) -> Step {
-    Step::Set { parameter: "layout".into(), value: layout.name().into() }
+fn options(setup: &Setup, layout: Layout) -> Options {
+    Options {
+        setup: setup.clone(),
+        guest: GuestKind::Linux,
+        vmm: Vmm::Exitscope,
+        vcpus: 1,
+        layout,
+        expose: Expose::Vm,
+    }
 }
 
 /// A guest that reads everything that a layout has.
-fn guest(name: &str, isa: Isa, layout: Layout) -> Guest {
-    let all = ["/init", "guest", "--json"].map(str::to_owned).to_vec();
-    let each = rows(isa, layout).into_iter().flat_map(|row| [row.cpuid(), row.ours()]);
-    let commands = std::iter::once(all).chain(each).collect();
-    Guest { name: name.into(), vcpus: 1, payload: Payload::Linux { commands } }
+fn reader(isa: Isa, layout: Layout) -> Guest {
+    let commands = rows(isa, layout).into_iter().flat_map(|row| [row.cpuid(), row.ours()]).collect();
+    Guest { name: layout.name().into(), vcpus: 1, payload: Payload::Linux { commands } }
 }
 
 /// A leaf to read.
@@ -156,7 +168,7 @@ pub fn registers(text: &str) -> Option<[u32; 4]> {
 
 fn reading(isa: Isa, layout: Layout, machine: &Machine, account: &[Event]) -> Result<LayoutReading, Error> {
     let outputs = account.iter().find_map(|event| match event {
-        Event::Guest { outputs, .. } => Some(outputs.get(1..)?),
+        Event::Guest { outputs, .. } => Some(outputs.as_slice()),
         _ => None,
     });
     let pairs = outputs.unwrap_or_default().chunks_exact(2);
@@ -178,7 +190,10 @@ fn capabilities(event: &Event) -> Option<Capabilities> {
 
 fn register(reading: &decode::Reading) -> Option<CapsRegister> {
     let (Address::Msr(address), Some(raw)) = (reading.address, reading.raw) else { return None };
-    let controls = reading.fields.iter().filter_map(|field| {
+    // What has a more exact form is shown in that form; bits without a meaning are not shown.
+    let shown = reading.superseded_by.is_none();
+    let named = reading.fields.iter().filter(|field| shown && field.name != decode::RESERVED);
+    let controls = named.filter_map(|field| {
         let decode::Setting { can_be_0, can_be_1, .. } = field.setting?;
         Some(Control { bit: field.bits.low.into(), name: field.name.into(), can_be_0, can_be_1 })
     });

@@ -27,6 +27,9 @@ use crate::tool::{QEMU, SETPRIV};
 const LONGEST_LINE: usize = 256 << 20;
 /// How many lines of the console an error shows.
 const TAIL_LINES: usize = 15;
+/// An emulator that says and does nothing for so long has a CPU that is halted for good: its kernel's clock alone would
+/// make it work.
+const STILL: Duration = Duration::from_secs(10);
 /// How often we look whether an emulator that closed its channel has ended.
 const END_POLL: Duration = Duration::from_millis(2);
 
@@ -139,6 +142,8 @@ pub struct Machine {
     pub console_log: PathBuf,
     /// How long the machine may run in all.
     pub deadline: Duration,
+    /// The image of its disk; what the machine writes to it is gone when it ends.
+    pub disk: Option<PathBuf>,
     /// More arguments for the emulator.
     pub extra: Vec<OsString>,
 }
@@ -164,6 +169,7 @@ impl Machine {
             icount: false,
             console_log: console_log.into(),
             deadline: Duration::from_secs(300),
+            disk: None,
             extra: Vec::new(),
         }
     }
@@ -234,6 +240,14 @@ impl Process {
             self.status = self.child.try_wait().ok().flatten();
         }
         self.status
+    }
+
+    /// CPU time that it has used, in the kernel's ticks: utime and stime of proc(5).
+    fn time_used(&self) -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_whitespace().skip(11);
+        Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
     }
 
     fn stop(&mut self) {
@@ -346,9 +360,14 @@ impl Running {
     fn receive(&mut self) -> Result<bool, Error> {
         let mut buffer = [0; 1 << 16];
         let left = self.time_left()?;
-        let timeout = Timespec::try_from(left).ok();
+        let timeout = Timespec::try_from(left.min(STILL)).ok();
+        let used = self.process.time_used();
         let mut ready = [PollFd::new(&self.channel, PollFlags::IN)];
         let read = match rustix::event::poll(&mut ready, timeout.as_ref()) {
+            Ok(0) if left > STILL && used.is_some() && used == self.process.time_used() => {
+                self.process.stop();
+                return Err(Error::StoodStill { phase: self.phase.clone(), console: self.console() });
+            }
             Ok(0) => return self.receive_more(),
             Ok(_) => rustix::io::read(&self.channel, &mut buffer).map_err(io::Error::from),
             Err(errno) => Err(errno.into()),

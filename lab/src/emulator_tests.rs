@@ -68,6 +68,14 @@ fn the_deadline_stops_the_machine_and_shows_its_console() {
 }
 
 #[test]
+fn a_machine_that_stands_still_is_stopped() {
+    let (_directory, mut machine) = fake("exec sleep 60", LONG);
+    let error = machine.next_line().unwrap_err();
+    assert!(matches!(error, Error::StoodStill { .. }), "{error}");
+    assert!(machine.process.status.is_some(), "it still runs");
+}
+
+#[test]
 fn an_emulator_that_fails_is_quoted() {
     let (_directory, machine) = fake("echo 'no such device' >&2; exit 1", LONG);
     let text = machine.finish().unwrap_err().to_string();

@@ -40,6 +40,13 @@ pub enum Error {
         needed: Option<u64>,
     },
 
+    /// An entry of the cache is not as it was made.
+    #[error("{} is damaged: delete it, and it is made anew", path.display())]
+    CacheDamaged {
+        /// The entry.
+        path: PathBuf,
+    },
+
     /// A file operation failed.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -170,6 +177,15 @@ pub enum Error {
         phase: String,
         /// How long it had run.
         after: Duration,
+        /// The end of its console.
+        console: Console,
+    },
+
+    /// The emulated machine's CPU does nothing any more, not even for its clock.
+    #[error("the emulated machine stands still since it {phase}{console}")]
+    StoodStill {
+        /// What it was doing.
+        phase: String,
         /// The end of its console.
         console: Console,
     },

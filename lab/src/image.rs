@@ -9,10 +9,19 @@ use crate::cpio::Writer;
 use crate::error::Error;
 use crate::modules::Module;
 use crate::shared_library;
-use crate::tool::CPUID;
+use crate::tool::{CPUID, QEMU};
 
 /// The directory of an image that [`Image::modules`] fills.
 pub const MODULES: &str = "/modules";
+/// Where [`Image::qemu_tool`] puts the program.
+pub const QEMU_PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
+/// What QEMU reads when it boots a Linux kernel, a bzImage or one with a PVH entry, on a PC; and whose it is.
+const QEMU_FILES: [(&str, &str); 4] = [
+    ("seabios", "/usr/share/seabios/bios-256k.bin"),
+    ("qemu-system-data", "/usr/share/qemu/kvmvapic.bin"),
+    ("qemu-system-data", "/usr/share/qemu/linuxboot_dma.bin"),
+    ("qemu-system-data", "/usr/share/qemu/pvh.bin"),
+];
 
 #[derive(Debug, Clone)]
 enum Node {
@@ -97,6 +106,19 @@ impl Image {
     /// Adds Debian's `cpuid` as `/usr/bin/cpuid`.
     pub fn cpuid_tool(&mut self) -> Result<&mut Self, Error> {
         self.dynamic_tool("/usr/bin/cpuid", &CPUID.find()?)
+    }
+
+    /// Adds stock QEMU as [`QEMU_PROGRAM`], with the firmware of a PC and what boots a Linux kernel from that.
+    pub fn qemu_tool(&mut self) -> Result<&mut Self, Error> {
+        self.dynamic_tool(QEMU_PROGRAM, &QEMU.find()?)?;
+        for (package, path) in QEMU_FILES {
+            let file = Path::new(path);
+            if !file.is_file() {
+                return Err(Error::PackageIncomplete { package: package.into(), path: file.into() });
+            }
+            self.host_file(file)?;
+        }
+        Ok(self)
     }
 
     fn host_file(&mut self, file: &Path) -> Result<&mut Self, Error> {

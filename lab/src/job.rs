@@ -14,6 +14,18 @@ pub const GUEST_KERNEL: &str = "/guest/kernel";
 pub const GUEST_INITRD: &str = "/guest/initrd";
 /// Where the emulated machine keeps our kernel module.
 pub const EXITSCOPE: &str = "/exitscope.ko";
+/// Where a Debian guest has our program.
+pub const IN_SYSTEM: &str = "/run/exitscope/exitscope";
+/// A phase of a guest's boot under QEMU: from the first exit.
+pub const FIRMWARE: &str = "firmware";
+/// From the kernel's first instruction.
+pub const KERNEL: &str = "kernel";
+/// From the initramfs's first process.
+pub const INITRAMFS: &str = "initramfs";
+/// From systemd's start.
+pub const USERSPACE: &str = "userspace";
+/// From the end of the guest's work.
+pub const SHUTDOWN: &str = "shutdown";
 /// What a guest's line of results begins with on its console.
 pub const GUEST_MARK: &str = "@exitscope ";
 
@@ -32,9 +44,24 @@ pub enum Job {
     },
     /// A Linux guest.
     Guest {
+        /// Kernel modules to load first, in this order.
+        modules: Vec<Insert>,
+        /// Whether it tells through a port of its own, and not on its console.
+        port: bool,
+        /// The system to start; without one, the guest stays in its initramfs.
+        system: Option<System>,
         /// Programs to run, one after the other, each with its arguments.
         commands: Vec<Vec<String>>,
     },
+}
+
+/// A Debian system on a disk, which a guest starts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct System {
+    /// The disk's device.
+    pub disk: String,
+    /// Kernel modules that drive it, in this order.
+    pub modules: Vec<Insert>,
 }
 
 /// A kernel module to load.
@@ -115,7 +142,7 @@ pub enum Step {
     },
 }
 
-/// A guest to run under the micro-VMM.
+/// A guest to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Guest {
     /// Names its results.
@@ -144,6 +171,32 @@ pub enum Payload {
         /// Programs with their arguments.
         commands: Vec<Vec<String>>,
     },
+    /// The same under stock QEMU, with firmware. The emulated machine must have been given it.
+    Qemu {
+        /// Programs with their arguments.
+        commands: Vec<Vec<String>>,
+        /// Whether Debian starts from the emulated machine's disk, and runs them when all else is started.
+        debian: bool,
+    },
+}
+
+/// What a guest under QEMU tells, a line of JSON each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// A phase of its boot begins.
+    Reached(String),
+    /// What a command gave.
+    Gave(Output),
+}
+
+/// The beginning of a phase of a guest's boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The phase.
+    pub phase: String,
+    /// When, on the timeline's clock, and after how many exits of all VMs.
+    pub at: Tick,
 }
 
 /// What the agent tells, a line of JSON each.
@@ -211,6 +264,8 @@ pub enum Event {
         reports: Vec<Vec<u64>>,
         /// What each command of a Linux guest gave.
         outputs: Vec<Output>,
+        /// When the phases of its boot began, after the first; for guests under QEMU.
+        marks: Vec<Mark>,
     },
     /// What a program gave.
     Output {

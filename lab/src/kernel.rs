@@ -231,12 +231,7 @@ fn download_headers(release: &str, cache: &Cache) -> Result<PathBuf, Error> {
 /// Downloads a package and unpacks it into `directory`, for which nobody need be root.
 fn download(package: &str, directory: &Path) -> Result<(), Error> {
     let fetched = tool::output(APT_GET.command()?.args(["download", package]).current_dir(directory));
-    fetched.map_err(|error| match error {
-        Error::ToolFailed { stderr, .. } if !stderr.contains("No space left") => {
-            Error::Download { package: package.to_owned(), stderr }
-        }
-        error => error,
-    })?;
+    fetched.map_err(|error| tool::not_downloaded(error, package))?;
     let files = fs::read_dir(directory).map_err(Error::io("read", directory))?;
     let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
     let archive = files.flatten().map(|file| file.path()).find(is_package);

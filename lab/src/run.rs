@@ -1,15 +1,23 @@
 //! The main job: boots a guest on a stock KVM with our module, and makes a report of its exits.
 
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_host::model::{self, GuestView, Machine, Report, SCHEMA, Tick, Vm};
+use exitscope_host::model::{self, GuestView, Machine, Phase, Report, SCHEMA, Tick, Vm};
 
+use crate::cache::Cache;
+use crate::debian;
+use crate::emulator::Vendor;
 use crate::error::Error;
-use crate::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
+use crate::job::{EXITSCOPE, Event, FIRMWARE, Guest, IN_SYSTEM, Insert, Mark, Output, Payload, Step};
 use crate::progress::Progress;
 use crate::session::{Lab, Paging, Setup};
 
-/// Resolution of the timeline, in ms.
-const SAMPLE_MS: u64 = 50;
+/// Resolution of the timeline in ms: the emulated clock of a machine runs with its instructions or with ours.
+fn sample_ms(vendor: Vendor) -> u64 {
+    match vendor {
+        Vendor::Amd => 50,
+        Vendor::Intel => 10,
+    }
+}
 
 /// What the guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +26,17 @@ pub enum GuestKind {
     Tiny,
     /// Linux with an initramfs, which queries the leaves.
     Linux,
+    /// Debian on a disk, which queries them when all else is started. It needs [`Vmm::Qemu`].
+    Debian,
+}
+
+/// What runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vmm {
+    /// Our micro-VMM.
+    Exitscope,
+    /// Stock QEMU, with firmware. It cannot run [`GuestKind::Tiny`].
+    Qemu,
 }
 
 /// How a run shall be.
@@ -27,6 +46,8 @@ pub struct Options {
     pub setup: Setup,
     /// The guest.
     pub guest: GuestKind,
+    /// What runs it.
+    pub vmm: Vmm,
     /// Its number of vCPUs.
     pub vcpus: u32,
     /// Numbering of the course leaves.
@@ -35,6 +56,8 @@ pub struct Options {
     pub expose: Expose,
 }
 
+/// How Debian's own program reads the total.
+const CPUID: &str = "/usr/bin/cpuid -1 -r -l 0x4ffffff1 -s 0";
 /// Exits of the tiny guest's workload.
 const TINY_EXITS: u64 = 100_000;
 
@@ -45,22 +68,46 @@ impl Options {
         Step::Insert(Insert { path: EXITSCOPE.into(), parameters })
     }
 
-    fn guest(&self, paging: Paging) -> Guest {
-        let payload = match self.guest {
-            GuestKind::Tiny => Payload::Flat { workload: "cpuid".into(), iterations: TINY_EXITS, batch: 0 },
-            GuestKind::Linux => {
-                let command = ["/init", "guest", "--json"].map(str::to_owned).to_vec();
-                Payload::Linux { commands: vec![command] }
+    /// The guest, named after the paging.
+    pub(crate) fn guest(&self, paging: Paging) -> Guest {
+        let payload = match (self.guest, self.vmm) {
+            (GuestKind::Tiny, _) => {
+                Payload::Flat { workload: "cpuid".into(), iterations: TINY_EXITS, batch: 0 }
+            }
+            (GuestKind::Linux, Vmm::Exitscope) => Payload::Linux { commands: vec![query("/init")] },
+            (GuestKind::Linux, Vmm::Qemu) => Payload::Qemu { commands: vec![query("/init")], debian: false },
+            (GuestKind::Debian, _) => {
+                Payload::Qemu { commands: vec![query(IN_SYSTEM), words(CPUID)], debian: true }
             }
         };
-        Guest { name: paging.name().into(), vcpus: self.vcpus, payload }
+        Guest { name: format!("guest-{}", paging.name()), vcpus: self.vcpus, payload }
     }
+}
+
+/// The words of a command.
+fn words(command: &str) -> Vec<String> {
+    command.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The command by which our program queries the leaves.
+fn query(program: &str) -> Vec<String> {
+    words(&format!("{program} guest --json"))
 }
 
 /// Runs it.
 pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Report, Error> {
-    let mut reports = run_each(lab, options, &[options.setup.paging], progress)?;
-    reports.pop().ok_or(Error::NotTold { what: "its counters" })
+    run_told(lab, options, progress).map(|(report, _)| report)
+}
+
+/// Runs it, and gives back all that the machine told, too.
+pub fn run_told(
+    lab: &Lab,
+    options: &Options,
+    progress: &mut Progress,
+) -> Result<(Report, Vec<Event>), Error> {
+    let (mut reports, events) = run_each(lab, options, &[options.setup.paging], progress)?;
+    let report = reports.pop().ok_or(Error::NotTold { what: "its counters" })?;
+    Ok((report, events))
 }
 
 /// Runs it once with nested and once with shadow paging, in one machine whose KVM is loaded anew beneath our module.
@@ -68,7 +115,7 @@ pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Repo
 pub fn run_both(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<[Report; 2], Error> {
     let mut options = options.clone();
     options.setup.paging = Paging::Nested;
-    let reports = run_each(lab, &options, &[Paging::Nested, Paging::Shadow], progress)?;
+    let (reports, _) = run_each(lab, &options, &[Paging::Nested, Paging::Shadow], progress)?;
     reports.try_into().map_err(|_| Error::NotTold { what: "its counters" })
 }
 
@@ -78,24 +125,32 @@ fn run_each(
     options: &Options,
     pagings: &[Paging],
     progress: &mut Progress,
-) -> Result<Vec<Report>, Error> {
+) -> Result<(Vec<Report>, Vec<Event>), Error> {
+    let mut setup = options.setup.clone();
+    setup.qemu = options.vmm == Vmm::Qemu;
+    if options.guest == GuestKind::Debian {
+        progress.phase("makes a Debian system");
+        setup.disk = Some(debian::disk(&Cache::open()?)?);
+    }
     let mut steps = vec![options.insert()];
     for (index, &paging) in pagings.iter().enumerate() {
         if index > 0 {
             steps.extend(lab.reload_kvm(paging));
         }
-        steps.extend(account_for(options.guest(paging)));
+        steps.extend(account_for(lab.vendor(), options.guest(paging)));
     }
     steps.push(Step::Remove { name: "exitscope".into() });
-    let events = lab.run(&options.setup, steps, progress)?;
-    accounts(&events).zip(pagings).map(|(account, &paging)| report(lab, options, paging, account)).collect()
+    let events = lab.run(&setup, steps, progress)?;
+    let reports =
+        accounts(&events).zip(pagings).map(|(account, &paging)| report(lab, options, paging, account));
+    Ok((reports.collect::<Result<_, _>>()?, events))
 }
 
 /// Steps that run a guest and tell what it did and what was counted: one account.
-pub(crate) fn account_for(guest: Guest) -> [Step; 2] {
+pub(crate) fn account_for(vendor: Vendor, guest: Guest) -> [Step; 2] {
     let label = guest.name.clone();
     [
-        Step::Guests { guests: vec![guest], sample_ms: Some(SAMPLE_MS), meanwhile: vec![] },
+        Step::Guests { guests: vec![guest], sample_ms: Some(sample_ms(vendor)), meanwhile: vec![] },
         Step::Snapshot { label },
     ]
 }
@@ -116,18 +171,19 @@ pub(crate) fn report(
     for event in account {
         match event {
             Event::Timeline { ticks } => timeline = ticks,
-            Event::Guest { pid, outputs, .. } => guest = Some((*pid, outputs)),
+            Event::Guest { pid, outputs, marks, .. } => guest = Some((*pid, outputs, marks)),
             Event::Snapshot { isa, tsc_khz, vms, quality, .. } => {
                 snapshot = Some((isa, *tsc_khz, vms, *quality));
             }
             _ => {}
         }
     }
-    let (pid, outputs) = guest.ok_or(Error::NotTold { what: "its guest" })?;
+    let (pid, outputs, marks) = guest.ok_or(Error::NotTold { what: "its guest" })?;
     let (isa, tsc_khz, vms, quality) = snapshot.ok_or(Error::NotTold { what: "its counters" })?;
     // Other guests of the same machine have accounts of their own.
     let vms: Vec<Vm> = vms.iter().filter(|vm| vm.pid == pid).cloned().collect();
     let reasons = model::merge(vms.iter().flat_map(|vm: &Vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
+    let (timeline, phases) = shorten(timeline, marks);
     let machine = Machine {
         emulated: true,
         emulator: lab.vendor().emulator().into(),
@@ -147,8 +203,8 @@ pub(crate) fn report(
         total: model::total(&reasons),
         reasons,
         vms,
-        timeline: shorten(timeline),
-        phases: Vec::new(),
+        timeline,
+        phases,
         guest: guest_view(options, outputs)?,
         quality,
     })
@@ -170,13 +226,35 @@ fn guest_view(options: &Options, outputs: &[Output]) -> Result<Option<GuestView>
     view.map(Some).ok_or(Error::NotTold { what: "what the guest read" })
 }
 
-/// Leaves out ticks before the first exit, but one, and exits that came before.
-fn shorten(ticks: &[Tick]) -> Vec<Tick> {
-    let Some(start) = ticks.first() else { return vec![] };
+/// Leaves out ticks before the first exit, but one, with which the first phase begins, and exits that came before.
+fn shorten(ticks: &[Tick], marks: &[Mark]) -> (Vec<Tick>, Vec<Phase>) {
+    let Some(start) = ticks.first() else { return (vec![], vec![]) };
     let first = ticks.iter().position(|tick| tick.exits > start.exits).unwrap_or(0).saturating_sub(1);
     let origin = ticks[first];
-    let since = |tick: &Tick| Tick { t_ms: tick.t_ms - origin.t_ms, exits: tick.exits - origin.exits };
-    ticks[first..].iter().map(since).collect()
+    let since = |tick: &Tick| Tick {
+        t_ms: tick.t_ms.saturating_sub(origin.t_ms),
+        exits: tick.exits.saturating_sub(origin.exits),
+    };
+    let ticks: Vec<Tick> = ticks[first..].iter().map(since).collect();
+    let marks = marks.iter().map(|mark| Mark { phase: mark.phase.clone(), at: since(&mark.at) }).collect();
+    let phases = phases(&ticks, marks);
+    (ticks, phases)
+}
+
+/// The phases that lie between the marks, from the first tick to the last.
+fn phases(ticks: &[Tick], marks: Vec<Mark>) -> Vec<Phase> {
+    let (Some(&first), Some(&last), false) = (ticks.first(), ticks.last(), marks.is_empty()) else {
+        return Vec::new();
+    };
+    let ends = marks.iter().map(|mark| mark.at).chain([last]).collect::<Vec<_>>();
+    let begins = [Mark { phase: FIRMWARE.into(), at: first }].into_iter().chain(marks);
+    let phase = |(begin, end): (Mark, Tick)| Phase {
+        name: begin.phase,
+        start_ms: begin.at.t_ms,
+        end_ms: end.t_ms,
+        exits: end.exits - begin.at.exits,
+    };
+    begins.zip(ends).map(phase).collect()
 }
 
 #[cfg(test)]
@@ -187,8 +265,19 @@ mod tests {
     fn a_timeline_begins_with_the_first_exits() {
         let ticks = [(0, 0), (50, 0), (100, 7), (150, 9)].map(|(t_ms, exits)| Tick { t_ms, exits });
         let expected = [(0, 0), (50, 7), (100, 9)].map(|(t_ms, exits)| Tick { t_ms, exits });
-        assert_eq!(shorten(&ticks), expected);
-        assert_eq!(shorten(&ticks.map(|tick| Tick { exits: tick.exits + 30, ..tick })), expected);
-        assert_eq!(shorten(&[]), []);
+        assert_eq!(shorten(&ticks, &[]), (expected.to_vec(), vec![]));
+        let others = ticks.map(|tick| Tick { exits: tick.exits + 30, ..tick });
+        assert_eq!(shorten(&others, &[]), (expected.to_vec(), vec![]));
+        assert_eq!(shorten(&[], &[]), (vec![], vec![]));
+    }
+
+    #[test]
+    fn phases_fill_the_timeline() {
+        let ticks = [(0, 0), (50, 0), (100, 7), (150, 9)].map(|(t_ms, exits)| Tick { t_ms, exits });
+        let mark = |phase: &str, t_ms, exits| Mark { phase: phase.into(), at: Tick { t_ms, exits } };
+        let (_, phases) = shorten(&ticks, &[mark("kernel", 70, 3), mark("initramfs", 110, 8)]);
+        let expected = [("firmware", 0, 20, 3), ("kernel", 20, 60, 5), ("initramfs", 60, 100, 1)];
+        let told: Vec<_> = phases.iter().map(|p| (p.name.as_str(), p.start_ms, p.end_ms, p.exits)).collect();
+        assert_eq!(told, expected);
     }
 }

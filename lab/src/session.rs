@@ -18,13 +18,14 @@ use crate::progress::Progress;
 use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
-/// Modules that a machine needs, besides those that they depend on: its channel's, the reader of MSRs, and KVM's.
-fn modules_needed(vendor: Vendor) -> &'static [&'static str] {
-    match vendor {
-        Vendor::Amd => &["virtio_pci", "virtio_console", "msr", "kvm_amd"],
-        Vendor::Intel => &["msr", "kvm_intel"],
-    }
-}
+/// Modules that a machine needs, besides those that they depend on and the vendor's part of KVM: its channel's, its
+/// disk's or its guests', the reader of MSRs.
+const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "msr"];
+/// How many standstills of a machine are forgiven. Under QEMU TCG an emulated CPU now and then halts for good: once in
+/// some fifty boots of guests under QEMU, on a very busy computer.
+const MOST_STANDSTILLS: u32 = 2;
+/// What drives a disk that lies in memory.
+const MODULES_OF_MEMORY_DISK: [&str; 2] = ["nd_e820", "nd_pmem"];
 
 /// Whether KVM uses the CPU's second level of page tables for its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub struct Lab {
     kernel: Kernel,
     boot_image: PathBuf,
     modules: Vec<Module>,
+    memory_disk: Vec<Module>,
     exitscope: PathBuf,
     program: PathBuf,
     out: PathBuf,
@@ -77,12 +79,24 @@ pub struct Setup {
     pub deadline: Duration,
     /// Names its console's log.
     pub name: String,
+    /// Whether it has stock QEMU to run guests with.
+    pub qemu: bool,
+    /// Its disk's image, which is not written to.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        let deadline = Duration::from_secs(180);
-        Self { paging: Paging::Nested, icount: false, deadline, name: "console".into() }
+        // Far more than anything takes; it is there for a machine that hangs.
+        let deadline = Duration::from_secs(600);
+        Self {
+            paging: Paging::Nested,
+            icount: false,
+            deadline,
+            name: "console".into(),
+            qemu: false,
+            disk: None,
+        }
     }
 }
 
@@ -103,10 +117,21 @@ impl Lab {
         let kernel = kernel::resolve(series, &cache)?;
         progress.phase(format!("prepares Linux {}", kernel.release));
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
-        let modules = modules::collect(&kernel, modules_needed(vendor), &cache)?;
+        let needed: Vec<&str> = MODULES_NEEDED.into_iter().chain([vendor.kvm_module()]).collect();
+        let modules = modules::collect(&kernel, &needed, &cache)?;
+        let memory_disk = modules::collect(&kernel, &MODULES_OF_MEMORY_DISK, &cache)?;
         progress.phase("builds the kernel module");
         let exitscope = build_module(&kernel)?;
-        Ok(Self { vendor, kernel, boot_image, modules, exitscope, program: program.into(), out: out.into() })
+        Ok(Self {
+            vendor,
+            kernel,
+            boot_image,
+            modules,
+            memory_disk,
+            exitscope,
+            program: program.into(),
+            out: out.into(),
+        })
     }
 
     /// Vendor of the machines' CPU.
@@ -142,8 +167,23 @@ impl Lab {
         let mut machine = Machine::new(self.vendor, &self.boot_image, path, &log);
         machine.deadline = setup.deadline;
         machine.icount = setup.icount;
+        machine.disk = setup.disk.clone();
+        for _ in 0..MOST_STANDSTILLS {
+            match self.boot(&machine, progress) {
+                Err(error @ Error::StoodStill { .. }) => {
+                    progress.note(&format!("{error}\nIt is booted anew."))
+                }
+                result => return result,
+            }
+        }
+        self.boot(&machine, progress)
+    }
+
+    /// Boots a machine, and gives back what it told.
+    fn boot(&self, machine: &Machine, progress: &mut Progress) -> Result<Vec<Event>, Error> {
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
         let mut running = machine.start()?;
+        let log = &machine.console_log;
         let mut events = Vec::new();
         while let Some(line) = running.next_line()? {
             let unreadable =
@@ -153,9 +193,9 @@ impl Lab {
                     running.phase(text.as_str());
                     progress.phase(text);
                 }
-                Event::Failed { message } => return Err(Error::StepFailed { message, log }),
+                Event::Failed { message } => return Err(Error::StepFailed { message, log: log.clone() }),
                 Event::Done { alarms, .. } if !alarms.is_empty() => {
-                    return Err(Error::Alarms { lines: alarms, log });
+                    return Err(Error::Alarms { lines: alarms, log: log.clone() });
                 }
                 Event::Done { .. } => {
                     // All is told; what the machine does to power off is of no interest.
@@ -176,7 +216,11 @@ impl Lab {
         let mut guest_initrd = Vec::new();
         guest.write(&mut guest_initrd)?;
 
-        let inserts = self.modules.iter().map(|module| insert(&module.name, setup.paging));
+        let mut modules = self.modules.clone();
+        if setup.disk.is_some() && self.vendor == Vendor::Intel {
+            modules.extend_from_slice(&self.memory_disk);
+        }
+        let inserts = modules.iter().map(|module| insert(&module.name, setup.paging));
         let job = Job::Host { link: self.vendor.link(), modules: inserts.collect(), steps };
         let job = serde_json::to_vec(&job).map_err(|error| Error::StepFailed {
             message: format!("cannot write the job: {error}"),
@@ -185,11 +229,14 @@ impl Lab {
         let mut image = Image::new();
         image
             .file("/init", &self.program, 0o755)?
-            .modules(&self.modules)?
+            .modules(&modules)?
             .file(EXITSCOPE, &self.exitscope, 0o644)?
             .file(GUEST_KERNEL, &self.boot_image, 0o644)?
             .bytes(GUEST_INITRD, guest_initrd, 0o644)?
             .bytes(JOB, job, 0o644)?;
+        if setup.qemu {
+            image.qemu_tool()?;
+        }
         Ok(image)
     }
 }

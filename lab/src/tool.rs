@@ -29,6 +29,9 @@ pub(crate) const BOCHS: Tool = Tool { name: "bochs", package: "bochs bochs-term"
 pub(crate) const MAKE: Tool = Tool { name: "make", package: "make" };
 pub(crate) const SETPRIV: Tool = Tool { name: "setpriv", package: "util-linux" };
 
+pub(crate) const FAKEROOT: Tool = Tool { name: "fakeroot", package: "fakeroot" };
+pub(crate) const MKE2FS: Tool = Tool { name: "mke2fs", package: "e2fsprogs" };
+
 impl Tool {
     /// Where the tool is: on the PATH, or in the administrator's directories, which a user's PATH lacks.
     pub fn find(self) -> Result<PathBuf, Error> {
@@ -95,6 +98,18 @@ fn check(command: &Command, status: std::process::ExitStatus, stderr: &[u8]) -> 
     }
     let stderr = String::from_utf8_lossy(stderr).trim().to_owned();
     Err(Error::ToolFailed { command: command_line(command), status, stderr })
+}
+
+/// The error of an `apt-get` that should have downloaded a package.
+pub(crate) fn not_downloaded(error: Error, package: &str) -> Error {
+    match error {
+        Error::ToolFailed { stderr, .. } if !stderr.contains("No space left") => {
+            // What failed first tells why; there may be a line for each of many packages.
+            let first = stderr.lines().find(|line| line.starts_with("E: ")).unwrap_or(&stderr);
+            Error::Download { package: package.to_owned(), stderr: first.to_owned() }
+        }
+        error => error,
+    }
 }
 
 fn spawn_failed(command: &Command) -> impl FnOnce(io::Error) -> Error + use<> {

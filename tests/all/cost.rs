@@ -2,11 +2,21 @@
 
 use std::process::Command;
 
+use exitscope_lab::emulator::Vendor;
 use exitscope_tests::{bench, module};
 
 #[test]
 fn the_module_adds_few_instructions_to_an_exit() {
-    let bench = bench();
+    adds_few_instructions(Vendor::Amd);
+}
+
+#[test]
+fn the_module_adds_few_instructions_to_an_exit_on_intel() {
+    adds_few_instructions(Vendor::Intel);
+}
+
+fn adds_few_instructions(vendor: Vendor) {
+    let bench = bench(vendor);
     let cost = |watch: &str, workload: &str| {
         let mut found = bench.bench.iter().filter(|cost| cost.watch == watch && cost.workload == workload);
         found.next().unwrap_or_else(|| panic!("{watch} on {workload} was not measured"))

@@ -3,6 +3,7 @@
 use exitscope_abi::leaf::Layout;
 use exitscope_abi::reason::Isa;
 use exitscope_host::model::{GuestView, Reason, Vm};
+use exitscope_lab::course;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
 use exitscope_tests::{Told, guests, insert, linux, machine_of, set};
@@ -50,14 +51,9 @@ struct Answers<'a> {
     code: u32,
 }
 
-/// The four registers in a line of Debian's `cpuid -r`.
+/// The four registers that Debian's `cpuid -r` printed.
 fn registers(output: &Output) -> [u32; 4] {
-    let line =
-        output.stdout.lines().find(|line| line.contains("eax=")).unwrap_or_else(|| panic!("{output:?}"));
-    ["eax=", "ebx=", "ecx=", "edx="].map(|name| {
-        let (_, value) = line.split_once(name).unwrap();
-        u32::from_str_radix(value.split_whitespace().next().unwrap().trim_start_matches("0x"), 16).unwrap()
-    })
+    course::registers(&output.stdout).unwrap_or_else(|| panic!("{output:?}"))
 }
 
 impl<'a> Answers<'a> {

@@ -77,3 +77,12 @@ fn wrong_parameters_are_refused() {
         assert!(told.refusal(label).contains(why), "{label}: {}", told.refusal(label));
     }
 }
+
+#[test]
+fn a_kernel_without_the_hooks_is_refused_and_says_what_it_lacks() {
+    let unload = |name: &str| Step::Remove { name: name.into() };
+    let steps = vec![unload("kvm_amd"), unload("kvm"), refused("no kvm", insert(""))];
+    let told = machine("no-hooks", steps);
+    let why = told.refusal("no kvm");
+    assert!(why.contains("exitscope: Unknown symbol") && why.contains("kvm_exit"), "{why}");
+}

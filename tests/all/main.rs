@@ -5,6 +5,7 @@ mod capabilities;
 mod caps;
 mod cli;
 mod cost;
+mod debian;
 mod exactness;
 mod leaves;
 mod life;

@@ -9,11 +9,12 @@ use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_host::caps::Cpu;
 use exitscope_host::model::{self, Quality, Reason, Report, Vm};
 use exitscope_lab::Error;
+use exitscope_lab::bench::{self, Bench};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
-use exitscope_lab::run::{self, GuestKind, Options};
+use exitscope_lab::run::{self, GuestKind, Options, Vmm};
 use exitscope_lab::session::{Lab, Setup};
 
 /// The project's root.
@@ -73,6 +74,7 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
     let options = Options {
         setup: Setup { name: name.clone(), ..Setup::default() },
         guest: GuestKind::Linux,
+        vmm: Vmm::Exitscope,
         vcpus: 1,
         layout: Layout::Classic,
         expose: Expose::Vm,
@@ -80,6 +82,17 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
     in_turn(&name, |progress| run::run_both(lab(vendor), &options, progress))
 }
 
+/// Runs the main job as `exitscope lab run` does: its report, and all that the machine told.
+///
+/// # Panics
+/// When the machine fails.
+pub fn report(options: &Options) -> (Report, Told) {
+    in_turn(&options.setup.name, |progress| {
+        run::run_told(lab(Vendor::Amd), options, progress).map(|(report, events)| (report, Told(events)))
+    })
+}
+
+/// Uses a machine when no other test does.
 fn in_turn<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,9 +112,8 @@ pub fn module() -> PathBuf {
 ///
 /// # Panics
 /// When the machine fails.
-pub fn bench() -> exitscope_lab::bench::Bench {
-    exitscope_lab::bench::run(lab(Vendor::Amd), &mut Progress::new())
-        .unwrap_or_else(|error| panic!("{error}"))
+pub fn bench(vendor: Vendor) -> Bench {
+    in_turn(&format!("{}-bench", vendor.name()), |progress| bench::run(lab(vendor), progress))
 }
 
 /// What a machine told.

@@ -1,6 +1,6 @@
 //! A Linux kernel in the memory of a machine that has no KVM beneath it: an emulator that starts from files.
 //!
-//! The machine gets the memory of a guest of this VMM (see [`crate::layout`]), and in place of a BIOS a ROM of 128 KiB
+//! The machine gets the memory of a guest of this VMM (see `vmm/src/layout.rs`), and in place of a BIOS a ROM of 128 KiB
 //! that ends at 1 MiB, as on a PC. The ROM holds the ACPI tables and, at the reset vector, the way from real mode to
 //! the kernel's 64-bit entry. So nothing is probed, read from a disk or unpacked before the kernel runs.
 
@@ -29,7 +29,18 @@ pub struct Machine {
     pub memory: File,
 }
 
-/// Puts a kernel, its initrd and its command line into `memory`, an empty file that can be mapped.
+/// A disk's image that shall lie in memory.
+#[derive(Debug)]
+pub struct Disk {
+    /// The image.
+    pub image: File,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where it begins: not below 1 MiB, and out of the way of kernel and initrd.
+    pub address: u64,
+}
+
+/// Puts a kernel, its initrd, its command line and a disk into `memory`, an empty file that can be mapped.
 ///
 /// # Errors
 /// What keeps one of them from being read or from fitting in `memory_mib` MiB.
@@ -39,11 +50,18 @@ pub fn load(
     kernel: &Path,
     initrd: &Path,
     cmdline: &str,
+    disk: Option<Disk>,
 ) -> Result<Machine, Error> {
     let unmapped = |detail: String| Error::MapMemory { mib: memory_mib, detail };
     let mapped = map(&memory, memory_mib << 20).map_err(|error| unmapped(error.to_string()))?;
     vm::write_tables(&mapped)?;
     let entry = linux::load(&mapped, kernel, Some(initrd), cmdline, 1)?;
+    if let Some(mut disk) = disk {
+        let size = usize::try_from(disk.size).map_err(|error| unmapped(error.to_string()))?;
+        mapped
+            .read_exact_volatile_from(GuestAddress(disk.address), &mut disk.image, size)
+            .map_err(|error| Error::GuestMemory { what: "the disk", detail: error.to_string() })?;
+    }
 
     let mut rom = vec![0; ROM_SIZE];
     let unread = |error: vm_memory::GuestMemoryError| unmapped(error.to_string());

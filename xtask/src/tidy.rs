@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("exitscope-host", &["abi"]),
     ("exitscope-guest", &["abi"]),
     ("exitscope-vmm", &["abi"]),
-    ("exitscope-lab", &["abi", "host"]),
+    ("exitscope-lab", &["abi", "guest", "host", "vmm"]),
     ("exitscope", &["abi", "guest", "host", "lab", "vmm"]),
     ("exitscope-tests", &["abi", "guest", "host", "lab"]),
     ("xtask", &[]),

@@ -11,7 +11,10 @@ pub fn section(comparisons: &[Comparison]) -> Section {
         label: "A4",
         title: "Nested against shadow paging",
         question: "How do the exits of the same boot change when KVM pages its guest with shadow page tables instead of nested ones?",
-        commands: vec!["exitscope lab compare".into()],
+        commands: comparisons
+            .iter()
+            .map(|pair| format!("exitscope lab compare --vendor {}", pair.b.machine.vendor))
+            .collect(),
         answer: measured(comparisons.iter().map(what_changed)),
         evidence: comparisons.iter().flat_map(|pair| [paired_bars(pair), paired_table(pair)]).collect(),
     }

@@ -1,4 +1,4 @@
-//! Runs guests in the emulated machine: each under our micro-VMM, a process of its own.
+//! Runs guests in the emulated machine: each under our micro-VMM or stock QEMU, a process of its own.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,7 +13,8 @@ use exitscope_host::model::Tick;
 use exitscope_host::region::{DEVICE, Region};
 
 use super::host::{Channel, run_steps};
-use crate::cpio;
+use super::qemu;
+use crate::image::Image;
 use crate::job::{Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MARK, Guest, JOB, Job, Output, Payload, Step};
 
 /// Time that guests get to start before the steps of `meanwhile` begin.
@@ -34,10 +35,12 @@ pub fn run(
     channel: &mut Channel,
 ) -> io::Result<()> {
     let over = AtomicBool::new(false);
+    let began = Instant::now();
     thread::scope(|scope| {
         let over = &over;
-        let sampler = sample_ms.map(|step| scope.spawn(move || sample(Duration::from_millis(step), over)));
-        let done = run_to_end(guests, meanwhile, channel);
+        let sampler =
+            sample_ms.map(|step| scope.spawn(move || sample(began, Duration::from_millis(step), over)));
+        let done = run_to_end(guests, began, meanwhile, channel);
         over.store(true, Ordering::Relaxed);
         let ticks = sampler.map(|sampler| sampler.join().map_err(|_| io::Error::other("the sampler died")));
         done?;
@@ -48,14 +51,15 @@ pub fn run(
     })
 }
 
-fn run_to_end(guests: &[Guest], meanwhile: &[Step], channel: &mut Channel) -> io::Result<()> {
-    let mut running = guests.iter().map(Running::start).collect::<io::Result<Vec<_>>>()?;
+fn run_to_end(guests: &[Guest], began: Instant, meanwhile: &[Step], channel: &mut Channel) -> io::Result<()> {
+    let start = |guest| start(guest, began);
+    let mut running = guests.iter().map(start).collect::<io::Result<Vec<_>>>()?;
     if !meanwhile.is_empty() {
         thread::sleep(HEAD_START);
         run_steps(meanwhile, channel)?;
     }
     let outlasted: Vec<bool> =
-        running.iter_mut().map(|guest| Ok(guest.vmm.try_wait()?.is_none())).collect::<io::Result<_>>()?;
+        running.iter_mut().map(|guest| Ok(!guest.has_ended()?)).collect::<io::Result<_>>()?;
     for (guest, outlasted) in running.into_iter().zip(outlasted) {
         channel.tell(&guest.finish(outlasted)?)?;
     }
@@ -63,14 +67,12 @@ fn run_to_end(guests: &[Guest], meanwhile: &[Step], channel: &mut Channel) -> io
 }
 
 /// Samples the number of exits until it is over.
-fn sample(step: Duration, over: &AtomicBool) -> io::Result<Vec<Tick>> {
-    let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
-    let start = Instant::now();
+fn sample(began: Instant, step: Duration, over: &AtomicBool) -> io::Result<Vec<Tick>> {
+    let clock = Clock { began, region: Some(Region::open(Path::new(DEVICE)).map_err(io::Error::other)?) };
     let mut ticks = Vec::new();
     loop {
         let last = over.load(Ordering::Relaxed);
-        let t_ms = start.elapsed().as_millis() as u64;
-        ticks.push(Tick { t_ms, exits: region.exits() });
+        ticks.push(clock.tick());
         if last {
             return Ok(ticks);
         }
@@ -78,7 +80,55 @@ fn sample(step: Duration, over: &AtomicBool) -> io::Result<Vec<Tick>> {
     }
 }
 
-/// A guest whose VMM is running; the VMM is killed when this is dropped.
+/// The timeline's clock: tells the time, and the exits until then if our module counts them.
+pub struct Clock {
+    began: Instant,
+    region: Option<Region>,
+}
+
+impl Clock {
+    /// A clock that began then.
+    pub fn since(began: Instant) -> Self {
+        Self { began, region: Region::open(Path::new(DEVICE)).ok() }
+    }
+
+    /// Now.
+    pub fn tick(&self) -> Tick {
+        let exits = self.region.as_ref().map_or(0, Region::exits);
+        Tick { t_ms: self.began.elapsed().as_millis() as u64, exits }
+    }
+}
+
+/// A guest that is running, under whatever runs it.
+pub trait Vmm {
+    /// Whether it has ended.
+    fn has_ended(&mut self) -> io::Result<bool>;
+    /// Waits for its end, and says how that was; `outlasted` is [`Event::Guest`]'s.
+    fn finish(self: Box<Self>, outlasted: bool) -> io::Result<Event>;
+}
+
+/// Starts a guest under what is to run it.
+fn start(guest: &Guest, began: Instant) -> io::Result<Box<dyn Vmm>> {
+    Ok(match &guest.payload {
+        Payload::Flat { workload, iterations, batch } => Box::new(Running::start(guest, |vmm| {
+            vmm.args(["--workload", workload, "--memory", "16"]);
+            vmm.args(["--iterations", &iterations.to_string(), "--batch", &batch.to_string()]);
+            Ok(())
+        })?),
+        Payload::Linux { commands } => Box::new(Running::start(guest, |vmm| {
+            let job = Job::Guest { modules: vec![], port: false, system: None, commands: commands.clone() };
+            let initrd = initrd_with_job(&guest.name, &job, &[])?;
+            vmm.args(["--kernel", GUEST_KERNEL, "--memory", "192", "--cmdline", COMMAND_LINE, "--initrd"]);
+            vmm.arg(initrd);
+            Ok(())
+        })?),
+        Payload::Qemu { commands, debian } => {
+            Box::new(qemu::Running::start(guest, commands, *debian, began)?)
+        }
+    })
+}
+
+/// A guest whose micro-VMM is running; the VMM is killed when this is dropped.
 struct Running {
     name: String,
     vmm: Child,
@@ -87,31 +137,12 @@ struct Running {
 }
 
 impl Running {
-    fn start(guest: &Guest) -> io::Result<Self> {
+    fn start(guest: &Guest, payload: impl FnOnce(&mut Command) -> io::Result<()>) -> io::Result<Self> {
         let outcome = PathBuf::from(format!("/tmp/{}.outcome", guest.name));
         let mut command = Command::new("/proc/self/exe");
         command.args(["vmm", "--timeout", TIME_LIMIT, "--vcpus", &guest.vcpus.to_string()]);
         command.arg("--outcome").arg(&outcome);
-        match &guest.payload {
-            Payload::Flat { workload, iterations, batch } => {
-                command.args(["--workload", workload, "--memory", "16"]);
-                command.args(["--iterations", &iterations.to_string(), "--batch", &batch.to_string()]);
-            }
-            Payload::Linux { commands } => {
-                let initrd = initrd_with_job(&guest.name, commands)?;
-                command
-                    .args([
-                        "--kernel",
-                        GUEST_KERNEL,
-                        "--memory",
-                        "192",
-                        "--cmdline",
-                        COMMAND_LINE,
-                        "--initrd",
-                    ])
-                    .arg(initrd);
-            }
-        }
+        payload(&mut command)?;
         let mut vmm = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let console = vmm.stdout.take().map(|mut stdout| {
             thread::spawn(move || {
@@ -122,8 +153,14 @@ impl Running {
         });
         Ok(Self { name: guest.name.clone(), vmm, outcome, console })
     }
+}
 
-    fn finish(mut self, outlasted: bool) -> io::Result<Event> {
+impl Vmm for Running {
+    fn has_ended(&mut self) -> io::Result<bool> {
+        Ok(self.vmm.try_wait()?.is_some())
+    }
+
+    fn finish(mut self: Box<Self>, outlasted: bool) -> io::Result<Event> {
         let mut complaint = String::new();
         if let Some(mut stderr) = self.vmm.stderr.take() {
             stderr.read_to_string(&mut complaint)?;
@@ -131,23 +168,14 @@ impl Running {
         let status = self.vmm.wait()?;
         let console = self.console.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
         if !status.success() {
-            return Err(self.failure(status, &complaint, &console));
+            return Err(failure(&self.name, status, &complaint, &console));
         }
         let reports = fs::read(&self.outcome).and_then(|text| Ok(serde_json::from_slice(&text)?))?;
         let lines = console.lines().filter_map(|line| line.strip_prefix(GUEST_MARK));
         let outputs =
             lines.map(|line| Ok(serde_json::from_str(line)?)).collect::<io::Result<Vec<Output>>>()?;
-        Ok(Event::Guest { name: self.name.clone(), pid: self.vmm.id(), outlasted, reports, outputs })
-    }
-
-    fn failure(&self, status: ExitStatus, complaint: &str, console: &str) -> io::Error {
-        let lines: Vec<&str> = console.lines().collect();
-        let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
-        let end = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
-        let name = &self.name;
-        io::Error::other(format!(
-            "guest {name} failed ({end}): {complaint}\nIts console's last lines:\n{tail}"
-        ))
+        let (name, pid) = (self.name.clone(), self.vmm.id());
+        Ok(Event::Guest { name, pid, outlasted, reports, outputs, marks: vec![] })
     }
 }
 
@@ -158,14 +186,25 @@ impl Drop for Running {
     }
 }
 
-/// The guests' initramfs with a guest's own job: two archives in a row, which the kernel unpacks both.
-fn initrd_with_job(name: &str, commands: &[Vec<String>]) -> io::Result<PathBuf> {
+/// The error of a guest that failed, with the end of its console.
+pub fn failure(name: &str, status: ExitStatus, complaint: &str, console: &str) -> io::Error {
+    let lines: Vec<&str> = console.lines().collect();
+    let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+    let end = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+    io::Error::other(format!("guest {name} failed ({end}): {complaint}\nIts console's last lines:\n{tail}"))
+}
+
+/// The guests' initramfs with a guest's own job, and these files of this machine's: two archives in a row, which
+/// the kernel unpacks both.
+pub fn initrd_with_job(name: &str, job: &Job, files: &[PathBuf]) -> io::Result<PathBuf> {
     let path = PathBuf::from(format!("/tmp/{name}.initrd"));
-    let mut file = File::create(&path)?;
-    io::copy(&mut File::open(GUEST_INITRD)?, &mut file)?;
-    let job = serde_json::to_vec(&Job::Guest { commands: commands.to_vec() })?;
-    let mut archive = cpio::Writer::new(file);
-    archive.file(JOB.trim_start_matches('/'), 0o644, job.len() as u64, &mut job.as_slice())?;
-    archive.finish()?;
+    let mut initrd = File::create(&path)?;
+    io::copy(&mut File::open(GUEST_INITRD)?, &mut initrd)?;
+    let mut image = Image::new();
+    let fill = || {
+        files.iter().try_for_each(|file| image.file(&file.to_string_lossy(), file, 0o644).map(drop))?;
+        image.bytes(JOB, serde_json::to_vec(job).unwrap_or_default(), 0o644)?.write(initrd)
+    };
+    fill().map_err(io::Error::other)?;
     Ok(path)
 }

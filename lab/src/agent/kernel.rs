@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -20,13 +20,18 @@ const EVENTS: [&str; 2] =
 /// Mounts what programs expect.
 pub fn mount_all() -> io::Result<()> {
     for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
-        fs::create_dir_all(place)?;
-        match mount(kind, place, kind, MountFlags::empty(), None) {
-            Ok(()) | Err(rustix::io::Errno::BUSY) => {}
-            Err(errno) => return Err(named(format!("mount {place}"), errno)),
-        }
+        mount_at(kind, place, kind)?;
     }
     Ok(())
+}
+
+/// Mounts a file system, unless something is mounted there.
+pub fn mount_at(source: &str, place: &str, kind: &str) -> io::Result<()> {
+    fs::create_dir_all(place)?;
+    match mount(source, place, kind, MountFlags::empty(), None) {
+        Ok(()) | Err(rustix::io::Errno::BUSY) => Ok(()),
+        Err(errno) => Err(named(format!("mount {source} at {place}"), errno)),
+    }
 }
 
 fn named(what: String, errno: rustix::io::Errno) -> io::Error {
@@ -41,7 +46,14 @@ pub fn insert(insert: &Insert) -> io::Result<()> {
     let file =
         File::open(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", what())))?;
     let text = CString::new(parameters.as_str())?;
-    finit_module(&file, &text, 0).map_err(|errno| named(what(), errno))
+    let mut log = open_log()?;
+    log.seek(SeekFrom::End(0))?;
+    finit_module(&file, &text, 0).map_err(|errno| {
+        let reasons = read_log(&mut log, |record| text_of(record).map(str::to_owned)).unwrap_or_default();
+        let reasons: String = reasons.iter().map(|reason| format!("\n  the kernel: {reason}")).collect();
+        let error = io::Error::from(errno);
+        io::Error::new(error.kind(), format!("{}: {error}{reasons}", what()))
+    })
 }
 
 /// Unloads a module; refuses to wait for its users.
@@ -108,19 +120,31 @@ pub fn release() -> String {
 
 /// Lines of the kernel's log that no healthy run has.
 pub fn alarms() -> io::Result<Vec<String>> {
-    let mut log =
-        File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg")?;
-    let mut alarms = Vec::new();
+    read_log(&mut open_log()?, alarm)
+}
+
+fn open_log() -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg")
+}
+
+/// What `pick` takes of the log's records, from where the file stands to the log's end.
+fn read_log(log: &mut File, pick: impl Fn(&str) -> Option<String>) -> io::Result<Vec<String>> {
+    let mut picked = Vec::new();
     let mut record = [0; 8192];
     loop {
         match log.read(&mut record) {
-            Ok(length) => alarms.extend(alarm(&String::from_utf8_lossy(&record[..length]))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(alarms),
+            Ok(length) => picked.extend(pick(&String::from_utf8_lossy(&record[..length]))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(picked),
             // The log has overrun our place in it; the next read goes on at its oldest record.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The text of a record, without what the kernel says about it.
+fn text_of(record: &str) -> Option<&str> {
+    record.split_once(';')?.1.lines().next()
 }
 
 /// What the kernel's log says when something of its own is broken.
@@ -143,10 +167,9 @@ const ALARMS: &[&str] = &[
     "Bad page state",
 ];
 
-/// The text of a record of the log, if it is an alarm.
+/// The text of a record, if it is an alarm.
 fn alarm(record: &str) -> Option<String> {
-    let (_, text) = record.split_once(';')?;
-    let line = text.lines().next()?;
+    let line = text_of(record)?;
     ALARMS.iter().any(|alarm| line.contains(alarm)).then(|| line.to_owned())
 }
 

@@ -24,6 +24,11 @@ pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.
 /// Memory of a machine, in MiB.
 pub const MEMORY_MIB: u32 = 768;
 
+/// To what the kernel wants persistent memory aligned.
+const DISK_ALIGNMENT_MIB: u64 = 128;
+/// Room for the initramfs, with a whole QEMU in it, and for that QEMU.
+const MEMORY_BEHIND_DISK_MIB: u64 = 768;
+
 /// The newest of Bochs 2.7's models that Linux runs on without a warning: EPT, VPID, unrestricted guest, PML.
 const CPU: &str = "corei7_icelake_u";
 /// Instructions per second of emulated time. The CPU says through CPUID that its time stamp counter, which advances
@@ -49,13 +54,26 @@ pub fn probe() -> Result<Emulator, Error> {
 /// Fills the machine's memory and writes the emulator's configuration.
 pub(super) fn prepare(machine: &Machine, emulator: &Emulator) -> Result<Prepared, Error> {
     let io = |what| Error::io(what, &emulator.path);
-    let memory = file(emulator, &[])?;
+    let mut memory_mib = machine.memory_mib.into();
+    let mut command_line = machine.command_line.clone();
+    let mut disk = None;
+    if let Some(path) = &machine.disk {
+        let image = File::open(path).map_err(Error::io("read", path))?;
+        let size = image.metadata().map_err(Error::io("read", path))?.len();
+        let size_mib = size.div_ceil(1 << 20).next_multiple_of(DISK_ALIGNMENT_MIB);
+        // Persistent memory, as the kernel sees it, and the disk's driver too (nd_pmem).
+        command_line += &format!(" memmap={size_mib}M!{memory_mib}M");
+        disk = Some(firmware::Disk { image, size, address: memory_mib << 20 });
+        // The initramfs lies behind it, at the end of memory.
+        memory_mib += size_mib + MEMORY_BEHIND_DISK_MIB;
+    }
     let filled = firmware::load(
-        memory,
-        machine.memory_mib.into(),
+        file(emulator, &[])?,
+        memory_mib,
         &machine.kernel,
         &machine.initrd,
-        &machine.command_line,
+        &command_line,
+        disk,
     )?;
     let console = File::options().write(true).open(&machine.console_log);
     let mut files = vec![
@@ -65,7 +83,8 @@ pub(super) fn prepare(machine: &Machine, emulator: &Emulator) -> Result<Prepared
         console.map_err(Error::io("write", &machine.console_log))?.into(),
     ];
     let [memory, rom, video_rom, console] = [&files[0], &files[1], &files[2], &files[3]].map(path);
-    let configuration = configuration(machine, &memory, &rom, &video_rom, &console);
+    let configuration =
+        configuration(machine.disk.is_some(), memory_mib, &memory, &rom, &video_rom, &console);
     files.push(file(emulator, configuration.as_bytes())?.into());
     let mut arguments: Vec<OsString> = vec!["-q".into(), "-f".into(), path(&files[4]).into()];
     // Debian's Bochs has its debugger built in, which wants to be told to go on.
@@ -76,10 +95,17 @@ pub(super) fn prepare(machine: &Machine, emulator: &Emulator) -> Result<Prepared
     Ok(Prepared { arguments, stdin: theirs.into(), channel, files })
 }
 
-fn configuration(machine: &Machine, memory: &str, rom: &str, video_rom: &str, console: &str) -> String {
+fn configuration(
+    pci: bool,
+    memory_mib: u64,
+    memory: &str,
+    rom: &str,
+    video_rom: &str,
+    console: &str,
+) -> String {
     let size = firmware::ROM_SIZE;
+    let pci = u8::from(pci);
     let rom_address = (1_u64 << 32) - size as u64;
-    let memory_mib = machine.memory_mib;
     format!(
         "config_interface: textconfig
 display_library: term
@@ -88,7 +114,7 @@ vgaromimage: file={video_rom}
 optramimage1: file={memory}, address=0x0
 megs: {memory_mib}
 cpu: model={CPU}, count=1, ips={INSTRUCTIONS_PER_SECOND}, ignore_bad_msrs=1
-pci: enabled=0
+pci: enabled={pci}, chipset=i440fx
 clock: sync=none, time0=utc
 com1: enabled=1, mode=file, dev={console}
 plugin_ctrl: biosdev=1, speaker=0, parallel=0, gameport=0, iodebug=0
