@@ -1,5 +1,6 @@
 //! What our decoder says of an emulated CPU against what its kernel says of it in the same boot.
 
+use exitscope_host::caps::Address;
 use exitscope_host::caps::check::check;
 use exitscope_host::caps::decode::{Document, decode};
 use exitscope_host::caps::dump;
@@ -148,6 +149,14 @@ fn more_than_the_cpu(told: &Told) -> Vec<String> {
     check.pairs.into_iter().flat_map(|pair| pair.findings).map(|finding| finding.field).collect()
 }
 
+/// What CPUID told, of a dump of one CPU.
+fn leaves(dump: &str) -> Vec<(Address, Option<u64>)> {
+    let cpus = dump::parse(dump.as_bytes()).cpus;
+    assert_eq!(cpus.len(), 1, "{dump}");
+    let registers = cpus.into_iter().flat_map(|cpu| cpu.registers);
+    registers.filter(|(address, _)| matches!(address, Address::Cpuid(..))).collect()
+}
+
 #[test]
 fn bochs_says_what_kvm_intels_kernel_says() {
     let told = boot(Vendor::Intel, None);
@@ -174,6 +183,24 @@ fn qemu_says_what_kvm_amds_kernel_says() {
     let document = decode(capabilities.cpus);
     assert!(check_flags(&document, capabilities.flags, SVM_FLAGS) >= 2, "{:?}", capabilities.flags);
     check_command(&told, &document, "nested paging");
+
+    let without = told.end_of("without the driver");
+    assert!(without.stderr.contains("sudo modprobe msr"), "{without:?}");
+    let mut unread = capabilities.cpus.to_vec();
+    unread[0].registers[0].1 = None;
+    let read = dump::parse(without.stdout.as_bytes());
+    assert_eq!(
+        (without.status, read.cpus),
+        (Some(1), unread),
+        "what needs no driver is read, VM_CR is unknown"
+    );
+
+    let guests = &told.guest("nested").outputs[0];
+    assert_eq!(
+        leaves(&guests.stdout),
+        leaves(told.output("kvm")),
+        "a guest sees what KVM offers: {guests:?}"
+    );
     assert_eq!(
         more_than_the_cpu(&told),
         ["VmcbClean", "FlushByAsid"],

@@ -50,6 +50,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A CPU that this process may not run on cannot be asked.
+    #[error("cannot run on CPU {cpu} to ask for its CPUID: {source}: leave the cpuset or container")]
+    OutOfReach {
+        /// The CPU.
+        cpu: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The driver does not work.
     #[error("cannot open {}: {source}", .path.display())]
     Open {
@@ -66,8 +74,9 @@ pub fn read() -> Result<Live, Error> {
     let online = fs::read_to_string(ONLINE).map_err(Error::NoList)?;
     let mut live = Live { cpus: Vec::new(), kvm: Usage::read(isa), complaint: None };
     for id in numbers(&online) {
-        let driver = open(Path::new("/dev/cpu"), id).map_err(|error| live.complaint = Some(error)).ok();
-        let leaves = (isa == Isa::Svm).then(|| Leaves::of(id)).flatten();
+        let mut complain = |error| live.complaint = Some(error);
+        let driver = open(Path::new("/dev/cpu"), id).map_err(&mut complain).ok();
+        let leaves = (isa == Isa::Svm).then(|| Leaves::of(id).map_err(complain).ok()).flatten();
         live.cpus.push(ask::read(id, isa, |address| match address {
             Address::Msr(number) => msr(driver.as_ref()?, number),
             Address::Cpuid(leaf, gpr) => leaves?.get(leaf, gpr),
@@ -120,26 +129,36 @@ fn highest(first: u32) -> u32 {
     cpuid(first).eax
 }
 
+/// Lets the calling thread run on this CPU only.
+fn move_to(cpu: u32) -> io::Result<()> {
+    let cpu = cpu as usize;
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    Ok(sched_setaffinity(None, &set)?)
+}
+
 /// SVM's leaves of one CPU.
 #[derive(Clone, Copy)]
 struct Leaves([(u32, CpuidResult); 2]);
 
 impl Leaves {
-    /// Asks a CPU; `None` if this process may not run on it.
-    fn of(id: u32) -> Option<Self> {
-        let id = usize::try_from(id).ok().filter(|&id| id < CpuSet::MAX_CPU)?;
+    /// Asks a CPU.
+    fn of(cpu: u32) -> Result<Self, Error> {
+        let out_of_reach = |source| Error::OutOfReach { cpu, source };
         let ask = move || {
-            let mut set = CpuSet::new();
-            set.set(id);
-            sched_setaffinity(None, &set).ok()?;
+            move_to(cpu)?;
             let highest = highest(0x8000_0000);
             // A leaf that the CPU lacks says no to everything.
             let none = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
             let leaf = |leaf| (leaf, if leaf <= highest { cpuid(leaf) } else { none });
-            Some(Self([leaf(0x8000_000A), leaf(0x8000_001F)]))
+            Ok(Self([leaf(0x8000_000A), leaf(0x8000_001F)]))
         };
         // In a thread of its own, so that the caller stays where it is.
-        thread::spawn(ask).join().ok().flatten()
+        let asked = thread::spawn(ask).join();
+        asked.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())).map_err(out_of_reach)
     }
 
     fn get(self, leaf: u32, gpr: Gpr) -> Option<u64> {
@@ -215,10 +234,11 @@ mod tests {
 
     #[test]
     fn every_leaf_of_the_tables_is_asked_for() {
-        let leaves = Leaves::of(0).map(|leaves| leaves.0.map(|(leaf, _)| leaf));
+        let Ok(leaves) = Leaves::of(0) else { return println!("skipped: CPU 0 is out of reach") };
         for register in super::super::tables::REGISTERS {
-            let Address::Cpuid(leaf, _) = register.address else { continue };
-            assert!(leaves.is_none_or(|leaves| leaves.contains(&leaf)), "{leaf:#x}");
+            let Address::Cpuid(leaf, gpr) = register.address else { continue };
+            assert!(leaves.get(leaf, gpr).is_some(), "{leaf:#x}");
         }
+        assert!(matches!(Leaves::of(u32::MAX), Err(Error::OutOfReach { cpu: u32::MAX, .. })));
     }
 }
