@@ -31,7 +31,7 @@ fn wrong_usage_has_status_2_and_says_what_is_known() {
     check(&["guest", "0xfffffffff"], 2, "32-bit");
     check(&["guest", "--json", "NO_SUCH_REASON"], 2, "NO_SUCH_REASON");
     check(&["vmm"], 2, "--kernel");
-    check(&["caps"], 2, "--from");
+    check(&["caps", "check"], 2, "--require");
     check(&["caps", "--from", "x", "--style", "pretty"], 2, "course");
     check(&["vmm", "--workload", "nap"], 2, "cpuid");
 }
