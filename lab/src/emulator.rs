@@ -144,8 +144,6 @@ pub struct Machine {
     pub deadline: Duration,
     /// The image of its disk; what the machine writes to it is gone when it ends.
     pub disk: Option<PathBuf>,
-    /// More arguments for the emulator.
-    pub extra: Vec<OsString>,
 }
 
 impl Machine {
@@ -170,7 +168,6 @@ impl Machine {
             console_log: console_log.into(),
             deadline: Duration::from_secs(300),
             disk: None,
-            extra: Vec::new(),
         }
     }
 
@@ -180,11 +177,10 @@ impl Machine {
         // So that an old console is never taken for this machine's.
         File::create(&self.console_log).map_err(Error::io("write", &self.console_log))?;
         let started = Instant::now();
-        let Prepared { mut arguments, stdin, channel, files } = match self.vendor {
+        let Prepared { arguments, stdin, channel, files } = match self.vendor {
             Vendor::Amd => qemu::prepare(self, &emulator)?,
             Vendor::Intel => bochs::prepare(self, &emulator)?,
         };
-        arguments.extend(self.extra.iter().cloned());
         let io = |what| Error::io(what, &emulator.path);
         let stderr = tempfile::tempfile().map_err(io("make a log for"))?;
         let child = Command::new(SETPRIV.find()?)
