@@ -21,8 +21,7 @@ use crate::vmlinux;
 /// Modules that a machine needs, besides those that they depend on and the vendor's part of KVM: its channel's, its
 /// disk's or its guests', the reader of MSRs.
 const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "msr"];
-/// How many standstills of a machine are forgiven. Under QEMU TCG an emulated CPU now and then halts for good: once in
-/// some fifty boots of guests under QEMU, on a very busy computer.
+/// How many standstills of a machine are forgiven, each said so: what `qemu::COMMAND_LINE` is to prevent.
 const MOST_STANDSTILLS: u32 = 2;
 /// What drives a disk that lies in memory.
 const MODULES_OF_MEMORY_DISK: [&str; 2] = ["nd_e820", "nd_pmem"];
