@@ -23,8 +23,13 @@ use crate::vmlinux;
 const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "msr"];
 /// How many standstills of a machine are forgiven, each said so: what `qemu::COMMAND_LINE` is to prevent.
 const MOST_STANDSTILLS: u32 = 2;
-/// What drives a disk that lies in memory.
-const MODULES_OF_MEMORY_DISK: [&str; 2] = ["nd_e820", "nd_pmem"];
+/// Modules that a machine needs only if it has a disk: under Bochs that lies in memory.
+fn modules_of_disk(vendor: Vendor) -> &'static [&'static str] {
+    match vendor {
+        Vendor::Amd => &[],
+        Vendor::Intel => &["nd_e820", "nd_pmem"],
+    }
+}
 
 /// Whether KVM uses the CPU's second level of page tables for its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +66,7 @@ pub struct Lab {
     kernel: Kernel,
     boot_image: PathBuf,
     modules: Vec<Module>,
-    memory_disk: Vec<Module>,
+    disk_modules: Vec<Module>,
     exitscope: PathBuf,
     program: PathBuf,
     out: PathBuf,
@@ -118,7 +123,7 @@ impl Lab {
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
         let needed: Vec<&str> = MODULES_NEEDED.into_iter().chain([vendor.kvm_module()]).collect();
         let modules = modules::collect(&kernel, &needed, &cache)?;
-        let memory_disk = modules::collect(&kernel, &MODULES_OF_MEMORY_DISK, &cache)?;
+        let disk_modules = modules::collect(&kernel, modules_of_disk(vendor), &cache)?;
         progress.phase("builds the kernel module");
         let exitscope = build_module(&kernel)?;
         Ok(Self {
@@ -126,7 +131,7 @@ impl Lab {
             kernel,
             boot_image,
             modules,
-            memory_disk,
+            disk_modules,
             exitscope,
             program: program.into(),
             out: out.into(),
@@ -216,8 +221,8 @@ impl Lab {
         guest.write(&mut guest_initrd)?;
 
         let mut modules = self.modules.clone();
-        if setup.disk.is_some() && self.vendor == Vendor::Intel {
-            modules.extend_from_slice(&self.memory_disk);
+        if setup.disk.is_some() {
+            modules.extend_from_slice(&self.disk_modules);
         }
         let inserts = modules.iter().map(|module| insert(&module.name, setup.paging));
         let job = Job::Host { link: self.vendor.link(), modules: inserts.collect(), steps };

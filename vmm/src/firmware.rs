@@ -5,7 +5,7 @@
 //! the kernel's 64-bit entry. So nothing is probed, read from a disk or unpacked before the kernel runs.
 
 use crate::error::Error;
-use crate::vcpu::{Entry, MTRR_DEF_TYPE};
+use crate::vcpu::MTRR_DEF_TYPE;
 use crate::{layout, linux, long_mode, vm};
 use core::arch::global_asm;
 use std::fs::File;
@@ -87,8 +87,7 @@ fn map(memory: &File, end: u64) -> io::Result<GuestMemoryMmap> {
 }
 
 /// Puts the code at the end of the ROM, and what it has to know before it.
-fn write_start_code(rom: &mut [u8], entry: Entry, memory_end: u64) {
-    let Entry::Linux { rip } = entry else { return };
+fn write_start_code(rom: &mut [u8], entry: u64, memory_end: u64) {
     // SAFETY: the symbols are the first byte of the code below, in a section that is never written, and its end.
     let code = unsafe {
         let start = &raw const exitscope_start_code;
@@ -96,7 +95,7 @@ fn write_start_code(rom: &mut [u8], entry: Entry, memory_end: u64) {
     };
     let rom = &mut rom[ROM_SIZE - CODE_SIZE..];
     rom.copy_from_slice(code);
-    rom[..8].copy_from_slice(&rip.to_le_bytes());
+    rom[..8].copy_from_slice(&entry.to_le_bytes());
     rom[8..16].copy_from_slice(&memory_end.to_le_bytes());
 }
 
@@ -202,7 +201,7 @@ mod tests {
     #[test]
     fn the_start_code_knows_the_entry_and_begins_at_the_reset_vector() {
         let mut rom = vec![0; ROM_SIZE];
-        write_start_code(&mut rom, Entry::Linux { rip: 0x100_0b53 }, 512 << 20);
+        write_start_code(&mut rom, 0x100_0b53, 512 << 20);
         let code = &rom[ROM_SIZE - CODE_SIZE..];
         assert_eq!(code[..16], [0x53, 0x0b, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0]);
         // A near jump back, to right behind the data.

@@ -147,7 +147,8 @@ pub fn run(config: &Config, console: impl Write + Send + 'static) -> Result<Outc
     let vm = vm::Vm::create(config)?;
     let entry = match &config.payload {
         Payload::Linux { kernel, initrd, cmdline } => {
-            linux::load(vm.memory(), kernel, initrd.as_deref(), cmdline, config.vcpus)?
+            let rip = linux::load(vm.memory(), kernel, initrd.as_deref(), cmdline, config.vcpus)?;
+            vcpu::Entry::Linux { rip }
         }
         Payload::Flat { image, iterations, batch } => {
             flat::load(vm.memory(), image)?;

@@ -4,7 +4,7 @@
 
 use crate::error::Error;
 use crate::vm::write;
-use crate::{acpi, layout, vcpu::Entry};
+use crate::{acpi, layout};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use std::fs::File;
@@ -35,14 +35,14 @@ const RESET_CODE: [u8; 7] =
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// Loads kernel, initrd, command line, ACPI tables and boot parameters; gives the boot vCPU's entry.
+/// Loads kernel, initrd, command line, ACPI tables and boot parameters; gives the kernel's entry point.
 pub fn load(
     memory: &GuestMemoryMmap,
     kernel: &Path,
     initrd: Option<&Path>,
     cmdline: &str,
     vcpus: u32,
-) -> Result<Entry, Error> {
+) -> Result<u64, Error> {
     let Kernel { mut header, entry } = load_kernel(memory, kernel)?;
     if let Some(path) = initrd {
         load_initrd(memory, path, &mut header)?;
@@ -59,7 +59,7 @@ pub fn load(
     memory
         .write_obj(params, GuestAddress(layout::BOOT_PARAMS))
         .map_err(|error| Error::GuestMemory { what: "the boot parameters", detail: error.to_string() })?;
-    Ok(Entry::Linux { rip: entry })
+    Ok(entry)
 }
 
 /// A kernel that lies in guest memory.

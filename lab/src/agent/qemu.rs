@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use exitscope_host::model::Tick;
 
-use super::guests::{Clock, Vmm, failure, initrd_with_job};
+use super::guests::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
 use crate::image::QEMU_PROGRAM;
 use crate::job::{
     Event, GUEST_KERNEL, Guest, Insert, JOB, Job, KERNEL, Mark, Output, SHUTDOWN, System, Word,
@@ -25,8 +25,6 @@ use crate::job::{
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// How often we look whether something has happened.
 const POLL: Duration = Duration::from_millis(5);
-/// The kernel's command line: without XSAVE, which TCG gets wrong in a guest, and without tests of ciphers.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 random.trust_cpu=on cryptomgr.notests noxsave initcall_blacklist=jent_mod_init clearcpuid=erms,fsrm";
 /// What the emulated machine may call the disk with the Debian system, and how long that may take to appear.
 const DISKS: [&str; 2] = ["/dev/vda", "/dev/pmem0"];
 const DISK_WAIT: Duration = Duration::from_secs(10);

@@ -51,7 +51,7 @@ fn a_good_kernel_gets_its_parameters() {
     let (kernel, initrd) = (bzimage(1 << 20, |_| {}), Temporary::new(&[0x55; 5000]));
     let memory = memory(4);
     let entry = load(&memory, &kernel.0, Some(&initrd.0), "console=ttyS0", 2).expect("loads");
-    assert_eq!(entry, Entry::Linux { rip: 0x10_0200 });
+    assert_eq!(entry, 0x10_0200);
 
     let params: boot_params = memory.read_obj(GuestAddress(layout::BOOT_PARAMS)).expect("parameters");
     let header = params.hdr;
@@ -83,7 +83,7 @@ fn elf(address: u64, size: u64, entry: u64) -> Temporary {
 fn a_vmlinux_is_entered_where_it_says() {
     let memory = memory(4);
     let entry = load(&memory, &elf(0x20_0000, 0x5000, 0x20_0010).0, None, "", 1).expect("loads");
-    assert_eq!(entry, Entry::Linux { rip: 0x20_0010 });
+    assert_eq!(entry, 0x20_0010);
     let params: boot_params = memory.read_obj(GuestAddress(layout::BOOT_PARAMS)).expect("parameters");
     assert_eq!(({ params.hdr.boot_flag }, { params.hdr.header }), (BOOT_FLAG, HEADER_MAGIC));
     assert_eq!(kernel_end(&params.hdr), 0x20_5000);
