@@ -85,6 +85,16 @@ impl Isa {
         }
     }
 
+    /// How many codes, from 0 on, are their own index: for these, nobody needs [`Isa::dense`].
+    pub const fn consecutive(self) -> u32 {
+        let reasons = self.reasons();
+        let mut code = 0;
+        while code < reasons.len() && reasons[code].code as usize == code {
+            code += 1;
+        }
+        code as u32
+    }
+
     /// The reason with the code `code`, which is as in [`Reason::code`].
     pub fn reason(self, code: u32) -> Option<&'static Reason> {
         self.reasons().get(self.dense(code)?)

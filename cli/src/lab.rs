@@ -138,10 +138,16 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&bench);
     }
-    let mut table = render::Table::new(&["WATCH", "WORKLOAD", "INSTRUCTIONS/EXIT", "ADDED"]);
+    let mut table =
+        render::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "BESIDE", "INSTRUCTIONS/EXIT", "ADDED"])
+            .left(1)
+            .left(4);
     for cost in &bench.bench {
         let numbers = [cost.instructions_per_exit, cost.added].map(|number| format!("{number:.2}"));
-        table.row([cost.watch.clone(), cost.workload.clone()].into_iter().chain(numbers));
+        let beside = cost.beside.clone().unwrap_or_else(|| "-".into());
+        let words =
+            [cost.watch.clone(), cost.workload.clone(), cost.vcpus.to_string(), cost.vms.to_string(), beside];
+        table.row(words.into_iter().chain(numbers));
     }
     print(&format!("Instructions per exit, counted by the emulator (Linux {})\n\n{table}", lab.release()))
 }

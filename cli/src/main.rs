@@ -5,6 +5,7 @@
 mod caps;
 mod guest;
 mod lab;
+mod module;
 mod vmm;
 
 use std::io::{self, ErrorKind, Write};
@@ -29,6 +30,9 @@ enum Command {
     /// Run all of it in an emulated machine, on any computer
     #[command(subcommand)]
     Lab(lab::Command),
+    /// What the kernel module on this machine has counted; a policy for one VM, a reset
+    #[command(subcommand)]
+    Module(module::Command),
     /// Run a small VM on /dev/kvm: a Linux kernel, or a workload of exits of one kind
     Vmm(vmm::Args),
 }
@@ -54,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Caps(args) => return caps::run(&args),
         Command::Guest(args) => guest::run(&args)?,
         Command::Lab(command) => lab::run(command)?,
+        Command::Module(command) => module::run(&command)?,
         Command::Vmm(args) => vmm::run(args)?,
     }
     Ok(ExitCode::SUCCESS)

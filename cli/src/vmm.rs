@@ -24,7 +24,7 @@ pub struct Args {
     /// Its command line
     #[arg(long, default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// Workload to run instead: cpuid, rdmsr, wrmsr, pio, mmio, hlt or hypercall
+    /// Workload to run instead: cpuid, leaf, rdmsr, wrmsr, pio, mmio, hlt or hypercall
     #[arg(long)]
     workload: Option<String>,
     /// Exits of the workload's kind, on each vCPU
@@ -45,6 +45,9 @@ pub struct Args {
     /// Write what the vCPUs reported to this file, as JSON
     #[arg(long)]
     outcome: Option<PathBuf>,
+    /// Keep the VM when its guest has ended, until stdin is closed
+    #[arg(long)]
+    linger: bool,
 }
 
 /// Runs a VM to its end; its console is our stdout.
@@ -68,12 +71,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         timeout: args.timeout.map(Duration::from_secs),
         ..Config::default()
     };
-    let outcome = exitscope_vmm::run(&config, io::stdout())?;
-    if let Some(path) = args.outcome {
-        let reports: Vec<Vec<u64>> = outcome.vcpus.into_iter().map(|vcpu| vcpu.reports).collect();
-        fs::write(&path, serde_json::to_vec(&reports)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let (outcome, done) = exitscope_vmm::run(&config, io::stdout(), |outcome| {
+        if let Some(path) = &args.outcome {
+            let reports: Vec<&[u64]> = outcome.vcpus.iter().map(|vcpu| vcpu.reports.as_slice()).collect();
+            fs::write(path, serde_json::to_vec(&reports)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if args.linger {
+            io::copy(&mut io::stdin(), &mut io::sink()).context("cannot read stdin")?;
+        }
+        anyhow::Ok(())
+    })?;
+    done?;
     match outcome.status {
         0 => Ok(()),
         status => bail!("the guest ended with status {status}"),

@@ -45,7 +45,7 @@ fn locate_extra<'a>(table: &impl Table<'a>, code: u32) -> Place<'a> {
     for place in MAX_REASONS..SLOTS {
         match table.get(place) {
             None => return Place::Empty(place),
-            Some(counters) if counters.code.load(Relaxed) == u64::from(code) => {
+            Some(counters) if counters.head.code.load(Relaxed) == code => {
                 return Place::Found(counters);
             }
             Some(_) => {}
@@ -54,23 +54,53 @@ fn locate_extra<'a>(table: &impl Table<'a>, code: u32) -> Place<'a> {
     Place::Full
 }
 
-/// The clock of one vCPU: at most one exit is open, between its exit event and its entry event.
-#[derive(Debug, Default)]
+/// The clock of one vCPU: at most one exit is open, between its exit event and its entry event. Its time is a 63-bit
+/// number; with greater ones durations are wrong, but nothing else.
+///
+/// An exit that does more than pass through the kernel is *parted*: set aside when the vCPU goes to user space or
+/// halts, so that its time there is told apart. The usual exit pays nothing for that, as the next entry finds no exit
+/// open, and is an odd one.
+#[derive(Debug)]
 pub struct Timer<'a> {
-    open: Option<Open<'a>>,
+    /// The counters of the last exit.
+    open: &'a Counters,
+    /// When it was; [`CLOSED`] or [`PARTED`] when it is not open.
+    since: u64,
+    parted: Option<Parted<'a>>,
 }
 
-/// An exit whose entry has not come yet.
+/// No exit is open. Every time stamp comes before this one, as its uppermost bit is 0 for centuries: so the one test
+/// whether the clock goes backwards finds a closed exit, too.
+const CLOSED: u64 = 1 << 63;
+/// As [`CLOSED`], but the last exit has been set aside, and no other one has come since.
+const PARTED: u64 = CLOSED | 1;
+
+/// An exit whose entry has not come yet, and which is not all kernel time.
 #[derive(Clone, Copy, Debug)]
-pub struct Open<'a> {
+struct Parted<'a> {
     counters: &'a Counters,
     since: u64,
+    user: u64,
+    halted: u64,
+    /// When it went to user space, where it still is.
+    left: Option<u64>,
+}
+
+/// What an entry that [`Timer::entry`] does not know how to take was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Odd {
+    /// The end of an exit, which is timed now.
+    Timed,
+    /// The end of an exit over which the clock went backwards: it stays without a duration.
+    Backwards,
+    /// No exit was open: KVM did not announce one, or not to us.
+    Unannounced,
 }
 
 impl<'a> Timer<'a> {
-    /// A clock with no exit open.
-    pub const fn new() -> Self {
-        Self { open: None }
+    /// A clock with no exit open, and counters that it never counts on.
+    pub const fn new(any: &'a Counters) -> Self {
+        Self { open: any, since: CLOSED, parted: None }
     }
 
     /// The vCPU left the guest for a reason whose counters these are, at tick `now`.
@@ -79,40 +109,106 @@ impl<'a> Timer<'a> {
     #[inline]
     pub fn exit(&mut self, counters: &'a Counters, now: u64) {
         add(&counters.exits, 1);
-        self.open = Some(Open { counters, since: now });
+        self.open = counters;
+        self.since = now;
     }
 
-    /// The vCPU goes back into the guest at tick `now`. False when no exit is open: the first event of a vCPU may
-    /// be an entry. Where the clock went backwards, the exit stays without a duration.
+    /// The vCPU goes back into the guest at tick `now`. False when this is not the usual end of an exit: then
+    /// nothing has happened, and [`Timer::odd_entry`] must be called.
     #[inline]
     pub fn entry(&mut self, now: u64) -> bool {
-        let Some(Open { counters, since }) = self.open else { return false };
-        self.open = None;
-        let cycles = now.wrapping_sub(since);
-        if (cycles as i64) < 0 {
-            return true;
-        }
-        add(&counters.cycles, cycles);
-        if cycles < counters.min.load(Relaxed) {
-            counters.min.store(cycles, Relaxed);
-        }
-        if cycles > counters.max.load(Relaxed) {
-            counters.max.store(cycles, Relaxed);
-        }
-        if let Some(count) = counters.histogram.get(bucket(cycles)) {
-            add(count, 1);
-        }
+        let Some(cycles) = elapsed(self.since, now) else { return false };
+        self.since = CLOSED;
+        time(self.open, cycles);
         true
     }
 
-    /// Takes the open exit away, so that the next [`Timer::entry`] says that there is none.
-    pub fn suspend(&mut self) -> Option<Open<'a>> {
-        self.open.take()
+    /// The vCPU goes back into the guest at tick `now`, in whatever state this clock is.
+    pub fn odd_entry(&mut self, now: u64) -> Odd {
+        if self.entry(now) {
+            return Odd::Timed;
+        }
+        self.part();
+        let Some(mut parted) = self.parted().copied() else { return Odd::Unannounced };
+        self.since = CLOSED;
+        parted.come_back(now);
+        let Some(cycles) = elapsed(parted.since, now) else { return Odd::Backwards };
+        let user = parted.user.min(cycles);
+        time(parted.counters, cycles);
+        add(&parted.counters.user, user);
+        add(&parted.counters.halted, parted.halted.min(cycles - user));
+        Odd::Timed
     }
 
-    /// Puts a suspended exit back.
-    pub fn resume(&mut self, open: Open<'a>) {
-        self.open = Some(open);
+    /// Sets the open exit aside, so that the next entry is an odd one.
+    pub fn part(&mut self) {
+        if self.since < CLOSED {
+            let (counters, since) = (self.open, self.since);
+            self.parted = Some(Parted { counters, since, user: 0, halted: 0, left: None });
+            self.since = PARTED;
+        }
+    }
+
+    /// KVM returns to the VMM in user space at tick `now`.
+    pub fn leave(&mut self, now: u64) {
+        self.part();
+        if let Some(parted) = self.parted() {
+            parted.left = Some(now);
+        }
+    }
+
+    /// The VMM calls KVM to run the vCPU at tick `now`.
+    pub fn come_back(&mut self, now: u64) {
+        if let Some(parted) = self.parted() {
+            parted.come_back(now);
+        }
+    }
+
+    /// In the exit that is open, the vCPU was halted or blocked for so many cycles.
+    pub fn halted(&mut self, cycles: u64) {
+        self.part();
+        if let Some(parted) = self.parted() {
+            parted.halted = parted.halted.saturating_add(cycles);
+        }
+    }
+
+    /// Whether the last exit has been set aside, and its entry not come.
+    pub fn is_parted(&self) -> bool {
+        self.since == PARTED
+    }
+
+    fn parted(&mut self) -> Option<&mut Parted<'a>> {
+        self.parted.as_mut().filter(|_| self.since == PARTED)
+    }
+}
+
+impl Parted<'_> {
+    fn come_back(&mut self, now: u64) {
+        let away = self.left.take().and_then(|left| elapsed(left, now));
+        self.user = self.user.saturating_add(away.unwrap_or(0));
+    }
+}
+
+/// Ticks from one moment to a later one; `None` where the clock went backwards, as it may when a vCPU moves between
+/// CPUs whose time stamp counters differ.
+#[inline]
+fn elapsed(since: u64, now: u64) -> Option<u64> {
+    let ticks = now.wrapping_sub(since);
+    ((ticks as i64) >= 0).then_some(ticks)
+}
+
+/// Enters the duration of an exit.
+#[inline]
+fn time(counters: &Counters, cycles: u64) {
+    add(&counters.cycles, cycles);
+    if cycles < counters.min.load(Relaxed) {
+        counters.min.store(cycles, Relaxed);
+    }
+    if cycles > counters.max.load(Relaxed) {
+        counters.max.store(cycles, Relaxed);
+    }
+    if let Some(count) = counters.histogram.get(bucket(cycles)) {
+        add(count, 1);
     }
 }
 
@@ -120,10 +216,27 @@ impl<'a> Timer<'a> {
 pub fn absorb(into: &Counters, from: &Counters) {
     add(&into.exits, from.exits.load(Relaxed));
     add(&into.cycles, from.cycles.load(Relaxed));
+    add(&into.user, from.user.load(Relaxed));
+    add(&into.halted, from.halted.load(Relaxed));
     into.min.store(into.min.load(Relaxed).min(from.min.load(Relaxed)), Relaxed);
     into.max.store(into.max.load(Relaxed).max(from.max.load(Relaxed)), Relaxed);
     for (into, from) in into.histogram.iter().zip(&from.histogram) {
         add(into, from.load(Relaxed));
+    }
+}
+
+/// Makes the account `into`, which is a baseline, what `from` is now. The writer of `from` may go on meanwhile.
+pub fn copy(into: &Counters, from: &Counters) {
+    let pairs = [
+        (&into.exits, &from.exits),
+        (&into.cycles, &from.cycles),
+        (&into.min, &from.min),
+        (&into.max, &from.max),
+        (&into.user, &from.user),
+        (&into.halted, &from.halted),
+    ];
+    for (into, from) in pairs.into_iter().chain(into.histogram.iter().zip(&from.histogram)) {
+        into.store(from.load(Relaxed), Relaxed);
     }
 }
 
@@ -166,7 +279,8 @@ mod tests {
     impl Vcpu {
         fn new(isa: Isa) -> Self {
             let table = Grown(std::vec![None; SLOTS]);
-            Self { isa, table, overflow: Box::leak(Box::default()), timer: Timer::default() }
+            let overflow = Box::leak(Box::default());
+            Self { isa, table, overflow, timer: Timer::new(overflow) }
         }
 
         fn exit(&mut self, code: u32, now: u64) {
@@ -174,7 +288,7 @@ mod tests {
                 Place::Found(counters) => counters,
                 Place::Empty(place) => {
                     let counters: &'static Counters = Box::leak(Box::default());
-                    counters.code.store(code.into(), Relaxed);
+                    counters.head.code.store(code, Relaxed);
                     self.table.0[place] = Some(counters);
                     counters
                 }
@@ -197,7 +311,7 @@ mod tests {
     /// Events in any order, at any time, with known, unknown and many unknown codes.
     fn event() -> impl Strategy<Value = Event> {
         let code = prop_oneof![0..0x100_u32, 0x400..0x404_u32, Just(u32::MAX), any::<u32>()];
-        let now = prop_oneof![0..10_000_u64, Just(u64::MAX), any::<u64>()];
+        let now = prop_oneof![0..10_000_u64, Just(CLOSED - 1), 0..CLOSED];
         prop_oneof![
             (code, now.clone()).prop_map(|(code, now)| Event::Exit { code, now }),
             now.prop_map(|now| Event::Entry { now }),
@@ -221,8 +335,18 @@ mod tests {
                         open = Some(now);
                     }
                     Event::Entry { now } => {
-                        prop_assert_eq!(vcpu.timer.entry(now), open.is_some());
-                        timed += u64::from(open.take().is_some_and(|since| now.wrapping_sub(since) >> 63 == 0));
+                        let forward = open.take().map(|since| now >= since);
+                        let expected = match forward {
+                            Some(true) => Odd::Timed,
+                            Some(false) => Odd::Backwards,
+                            None => Odd::Unannounced,
+                        };
+                        let usual = vcpu.timer.entry(now);
+                        prop_assert_eq!(usual, expected == Odd::Timed);
+                        if !usual {
+                            prop_assert_eq!(vcpu.timer.odd_entry(now), expected);
+                        }
+                        timed += u64::from(usual);
                     }
                 }
             }
@@ -242,7 +366,7 @@ mod tests {
         }
 
         #[test]
-        fn an_exit_and_its_entry_give_its_cycles(start: u64, cycles in 0..1_u64 << 63) {
+        fn an_exit_and_its_entry_give_its_cycles(start in 0..CLOSED / 2, cycles in 0..CLOSED / 2) {
             let mut vcpu = Vcpu::new(Isa::Vmx);
             vcpu.exit(10, start);
             vcpu.timer.entry(start.wrapping_add(cycles));
@@ -258,7 +382,9 @@ mod tests {
     fn a_clock_that_goes_backwards_leaves_the_exit_untimed() {
         let mut vcpu = Vcpu::new(Isa::Svm);
         vcpu.exit(0x72, 1_000);
-        vcpu.timer.entry(999);
+        assert!(!vcpu.timer.entry(999));
+        assert_eq!(vcpu.timer.odd_entry(999), Odd::Backwards);
+        assert_eq!(vcpu.timer.odd_entry(2_000), Odd::Unannounced);
         let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
         assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 0));
         assert!(counters.histogram.iter().all(|count| count.load(Relaxed) == 0));
@@ -275,16 +401,49 @@ mod tests {
         assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 5));
     }
 
+    /// Cycles in all, in user space and halted of the one CPUID exit.
+    fn split(vcpu: &Vcpu) -> [u64; 3] {
+        let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
+        [&counters.cycles, &counters.user, &counters.halted].map(|counter| counter.load(Relaxed))
+    }
+
     #[test]
-    fn a_suspended_exit_is_timed_when_it_is_back() {
+    fn user_space_and_halts_are_told_apart() {
         let mut vcpu = Vcpu::new(Isa::Svm);
         vcpu.exit(0x72, 10);
-        let open = vcpu.timer.suspend().unwrap();
-        assert!(!vcpu.timer.entry(20));
-        vcpu.timer.resume(open);
+        vcpu.timer.halted(500);
+        vcpu.timer.leave(1_000);
+        vcpu.timer.come_back(1_300);
+        vcpu.timer.leave(1_310);
+        vcpu.timer.come_back(1_400);
+        assert!(!vcpu.timer.entry(2_010));
+        assert_eq!(vcpu.timer.odd_entry(2_010), Odd::Timed);
+        assert_eq!(split(&vcpu), [2_000, 390, 500]);
+        // Done with: the next entry has no exit.
+        assert_eq!(vcpu.timer.odd_entry(3_000), Odd::Unannounced);
+        assert_eq!(split(&vcpu), [2_000, 390, 500]);
+    }
+
+    #[test]
+    fn parts_are_never_more_than_the_whole() {
+        let mut vcpu = Vcpu::new(Isa::Svm);
+        vcpu.exit(0x72, 1_000);
+        vcpu.timer.leave(900);
+        vcpu.timer.come_back(2_000);
+        vcpu.timer.halted(u64::MAX);
+        assert_eq!(vcpu.timer.odd_entry(1_100), Odd::Timed);
+        assert_eq!(split(&vcpu), [100, 100, 0]);
+    }
+
+    #[test]
+    fn a_parted_exit_that_was_re_entered_unseen_is_not_timed_later() {
+        let mut vcpu = Vcpu::new(Isa::Svm);
+        vcpu.exit(0x72, 10);
+        vcpu.timer.part();
+        vcpu.exit(0x7c, 20);
         assert!(vcpu.timer.entry(30));
-        let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
-        assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 20));
+        assert_eq!(vcpu.timer.odd_entry(1_000), Odd::Unannounced);
+        assert_eq!(split(&vcpu), [0; 3]);
     }
 
     #[test]
@@ -307,7 +466,7 @@ mod tests {
             vcpu.exit(0x2_0000, 0);
         }
         let first = vcpu.table.get(MAX_REASONS).unwrap();
-        assert_eq!(first.code.load(Relaxed), 0x2_0000);
+        assert_eq!(first.head.code.load(Relaxed), 0x2_0000);
         assert_eq!(first.exits.load(Relaxed), EXTRA_CODES as u64 + 3);
         assert_eq!(vcpu.overflow.exits.load(Relaxed), 2);
     }

@@ -8,7 +8,7 @@
 //! use exitscope_core::{Sum, Timer};
 //!
 //! let cpuid = Counters::default();
-//! let mut timer = Timer::default();
+//! let mut timer = Timer::new(&cpuid);
 //! timer.exit(&cpuid, 1_000); // the vCPU left the guest at tick 1,000
 //! timer.entry(1_400); // and went back at tick 1,400
 //!
@@ -24,6 +24,6 @@ mod account;
 mod answer;
 mod sum;
 
-pub use account::{EXTRA_CODES, Open, Place, SLOTS, Table, Timer, absorb, locate};
+pub use account::{EXTRA_CODES, Odd, Place, SLOTS, Table, Timer, absorb, copy, locate};
 pub use answer::{Figured, Setting, answer};
 pub use sum::Sum;

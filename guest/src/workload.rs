@@ -13,6 +13,8 @@ use exitscope_abi::{flat, reason::Isa};
 pub enum Workload {
     /// CPUID of leaf 0: emulated in the kernel.
     Cpuid,
+    /// CPUID of exitscope's leaf 0x4FFFFFF1: answered by the module, if it is there.
+    Leaf,
     /// RDMSR of IA32_APIC_BASE (0x1B): emulated in the kernel.
     Rdmsr,
     /// WRMSR of IA32_APIC_BASE with the value it already has: emulated in the kernel.
@@ -29,14 +31,23 @@ pub enum Workload {
 
 impl Workload {
     /// Every workload, in the order in which they are listed to users.
-    pub const ALL: [Self; 7] =
-        [Self::Cpuid, Self::Rdmsr, Self::Wrmsr, Self::Pio, Self::Mmio, Self::Hlt, Self::Hypercall];
+    pub const ALL: [Self; 8] = [
+        Self::Cpuid,
+        Self::Leaf,
+        Self::Rdmsr,
+        Self::Wrmsr,
+        Self::Pio,
+        Self::Mmio,
+        Self::Hlt,
+        Self::Hypercall,
+    ];
 
     /// The name that users type.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpuid => "cpuid",
+            Self::Leaf => "leaf",
             Self::Rdmsr => "rdmsr",
             Self::Wrmsr => "wrmsr",
             Self::Pio => "pio",
@@ -57,6 +68,7 @@ impl Workload {
     pub fn image(self, isa: Isa) -> &'static [u8] {
         match (self, isa) {
             (Self::Cpuid, _) => cpuid::image(),
+            (Self::Leaf, _) => leaf::image(),
             (Self::Rdmsr, _) => rdmsr::image(),
             (Self::Wrmsr, _) => wrmsr::image(),
             (Self::Pio, _) => pio::image(),
@@ -75,7 +87,7 @@ impl Workload {
     #[must_use]
     pub fn exit_code(self, isa: Isa) -> u32 {
         let (vmx, svm) = match self {
-            Self::Cpuid => (10, 0x72),
+            Self::Cpuid | Self::Leaf => (10, 0x72),
             Self::Rdmsr => (31, 0x7c),
             Self::Wrmsr => (32, 0x7c),
             Self::Pio => (30, 0x7b),
@@ -190,6 +202,7 @@ macro_rules! flat_image {
 }
 
 flat_image!(cpuid, "CPUID of leaf 0.", once: "", batch: "", each: "xor eax, eax\n cpuid");
+flat_image!(leaf, "CPUID of leaf 0x4FFFFFF1.", once: "", batch: "", each: "mov eax, 0x4ffffff1\n cpuid");
 flat_image!(rdmsr, "RDMSR of IA32_APIC_BASE.", once: "", batch: "mov ecx, 0x1b", each: "rdmsr");
 flat_image!(
     wrmsr,
@@ -222,7 +235,7 @@ mod tests {
     /// The instruction that each workload is about, as bytes.
     fn opcode(workload: Workload, isa: Isa) -> &'static [u8] {
         match (workload, isa) {
-            (Workload::Cpuid, _) => &[0x0f, 0xa2],
+            (Workload::Cpuid | Workload::Leaf, _) => &[0x0f, 0xa2],
             (Workload::Rdmsr, _) => &[0x0f, 0x32],
             (Workload::Wrmsr, _) => &[0x0f, 0x30],
             (Workload::Pio, _) => &[0xe6, 0x80],

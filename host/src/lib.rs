@@ -4,8 +4,10 @@
 //! shown ([`render`]) or written as JSON. Two reports make a [`compare::Comparison`], and all that a
 //! university course asks for is a [`course::Course`].
 
+pub mod abuse;
 pub mod caps;
 pub mod compare;
+pub mod control;
 pub mod course;
 pub mod model;
 pub mod region;

@@ -5,11 +5,14 @@
 use std::collections::BTreeMap;
 
 use exitscope_abi::reason::Isa;
-use exitscope_abi::region::CODE_OVERFLOW;
+use exitscope_abi::region;
 use serde::{Deserialize, Serialize};
 
 /// The schema's name and version.
 pub const SCHEMA: &str = "exitscope/1";
+
+/// [`Reason::code`] of exits that found no room under their own.
+pub const OVERFLOW: u64 = 1 << 32;
 
 /// A run: one JSON document.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -105,8 +108,17 @@ pub struct Reason {
     pub name: String,
     /// Exits.
     pub exits: u64,
-    /// Cycles of all timed exits.
+    /// Cycles of all timed exits: the sum of the next three, where they are told.
     pub cycles: u64,
+    /// Of these, those in the host's kernel, time that the vCPU's thread waited for a CPU included.
+    #[serde(default)]
+    pub kernel: u64,
+    /// Those in the VMM's user space: between KVM_RUN's return and its next call.
+    #[serde(default)]
+    pub user: u64,
+    /// Those that the vCPU was halted or blocked, polling included.
+    #[serde(default)]
+    pub halted: u64,
     /// Fewest cycles of one exit; 0 when none was timed.
     pub min: u64,
     /// Most cycles of one exit.
@@ -125,6 +137,25 @@ impl Reason {
         self.cycles.checked_div(self.exits.saturating_sub(self.untimed))
     }
 
+    /// Takes away what was counted until a moment, and leaves what has come since. Minimum and maximum become bounds.
+    pub(crate) fn subtract(&mut self, before: &Self) {
+        self.exits = self.exits.saturating_sub(before.exits);
+        self.cycles = self.cycles.saturating_sub(before.cycles);
+        self.kernel = self.kernel.saturating_sub(before.kernel);
+        self.user = self.user.saturating_sub(before.user);
+        self.halted = self.halted.saturating_sub(before.halted);
+        let gone: BTreeMap<u64, u64> = before.histogram.iter().copied().collect();
+        for (low, count) in &mut self.histogram {
+            *count = count.saturating_sub(gone.get(low).copied().unwrap_or(0));
+        }
+        self.histogram.retain(|&(_, count)| count > 0);
+        let timed: u64 = self.histogram.iter().map(|&(_, count)| count).sum();
+        self.untimed = self.exits.saturating_sub(timed);
+        let (first, last) = (self.histogram.first(), self.histogram.last());
+        self.min = first.map_or(0, |&(low, _)| low.max(self.min));
+        self.max = last.map_or(0, |&(low, _)| self.max.min(region::bucket_end(low)));
+    }
+
     fn absorb(&mut self, other: &Self) {
         self.min = match (self.min, other.min) {
             (0, min) | (min, 0) => min,
@@ -133,6 +164,9 @@ impl Reason {
         self.max = self.max.max(other.max);
         self.exits += other.exits;
         self.cycles += other.cycles;
+        self.kernel += other.kernel;
+        self.user += other.user;
+        self.halted += other.halted;
         self.untimed += other.untimed;
         let mut buckets: BTreeMap<u64, u64> = self.histogram.drain(..).collect();
         for &(low, count) in &other.histogram {
@@ -151,6 +185,9 @@ pub struct Vm {
     pub pid: u32,
     /// Whether KVM has destroyed it.
     pub finished: bool,
+    /// Whose exits its guest is told, where that is not left to the module's parameter.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expose: Option<String>,
     /// Its vCPUs, by id.
     pub vcpus: Vec<Vcpu>,
 }
@@ -167,6 +204,12 @@ impl Vm {
 pub struct Vcpu {
     /// KVM's id.
     pub id: u32,
+    /// Exits that KVM did not announce: it re-entered the guest, which was known to be in it already.
+    #[serde(default)]
+    pub unannounced: u64,
+    /// Exits without a duration, because the clock went backwards until the next entry.
+    #[serde(default)]
+    pub backwards: u64,
     /// All reasons.
     pub total: Total,
     /// Per reason, most frequent first.
@@ -228,7 +271,7 @@ pub struct Quality {
 
 /// The name of a code, never hiding one that has none.
 pub fn name(isa: Isa, code: u64) -> String {
-    if code == CODE_OVERFLOW {
+    if code == OVERFLOW {
         return "OVERFLOW".into();
     }
     let reason = u32::try_from(code).ok().and_then(|code| isa.reason(code));
@@ -284,6 +327,6 @@ mod tests {
     fn no_code_is_hidden() {
         assert_eq!(name(Isa::Svm, 114), "CPUID");
         assert_eq!(name(Isa::Vmx, 131_072), "UNKNOWN(131072)");
-        assert_eq!(name(Isa::Vmx, CODE_OVERFLOW), "OVERFLOW");
+        assert_eq!(name(Isa::Vmx, OVERFLOW), "OVERFLOW");
     }
 }

@@ -5,17 +5,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use std::sync::atomic::fence;
+use std::sync::atomic::{AtomicU64, fence};
 use std::thread;
 
+use exitscope_abi::leaf::Expose;
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
-    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, VERSION, VcpuCell, VmCell, bucket_low, flags,
-    kind, state,
+    CELL_SIZE, Counters, EXPOSE_AS_MODULE, Header, MAGIC, MAX_PAGES, PAGE_SIZE, Schema, VERSION, VcpuCell,
+    VmCell, bucket_low, flags, kind, state,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use serde::Serialize;
 
-use crate::model::{self, Quality, Reason, Vcpu, Vm};
+use crate::model::{self, OVERFLOW, Quality, Reason, Vcpu, Vm};
 
 /// Where the module puts its device.
 pub const DEVICE: &str = "/dev/exitscope";
@@ -47,10 +49,52 @@ pub enum Error {
     },
 }
 
+/// Why a device could not be opened.
+pub(crate) fn not_open(path: &Path, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing(path.into()),
+        _ => Error::Access { path: path.into(), source },
+    }
+}
+
 /// The mapped counters.
 #[derive(Debug)]
 pub struct Region {
     base: NonNull<Header>,
+}
+
+/// A field of a kind of cell, as the region describes it: see [`exitscope_abi::region::Field`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Field {
+    /// Kind of the cells that have it.
+    pub kind: u16,
+    /// Where it begins, in bytes.
+    pub offset: u16,
+    /// Bytes of one number.
+    pub width: u16,
+    /// Numbers in it.
+    pub count: u16,
+    /// What it is called.
+    pub name: String,
+}
+
+impl Field {
+    fn from_words([numbers, name @ ..]: [u64; 4]) -> Self {
+        let number = |index: u32| (numbers >> (16 * index)) as u16;
+        let name: Vec<u8> =
+            name.iter().flat_map(|word| word.to_le_bytes()).take_while(|&byte| byte != 0).collect();
+        Self {
+            kind: number(0),
+            offset: number(1),
+            width: number(2),
+            count: number(3),
+            name: String::from_utf8_lossy(&name).into_owned(),
+        }
+    }
+
+    fn is_some(&self) -> bool {
+        self.width > 0
+    }
 }
 
 /// Everything that was counted, at one moment.
@@ -64,16 +108,17 @@ pub struct Snapshot {
     pub vms: Vec<Vm>,
     /// What must be known to judge the numbers.
     pub quality: Quality,
+    /// Cells of 512 bytes in use.
+    pub used_cells: u32,
+    /// The most that there can be.
+    pub max_cells: u32,
 }
 
 impl Region {
     /// Maps the module's device.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let access = |source| Error::Access { path: path.into(), source };
-        let file = File::open(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::Missing(path.into()),
-            _ => access(source),
-        })?;
+        let file = File::open(path).map_err(|error| not_open(path, error))?;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe { mmap(ptr::null_mut(), LENGTH, ProtFlags::READ, MapFlags::SHARED, &file, 0) }
             .map_err(|errno| access(errno.into()))?;
@@ -100,16 +145,29 @@ impl Region {
 
     /// Reads again when numbers have moved between cells meanwhile.
     fn steadily<T>(&self, read: impl Fn() -> T) -> T {
-        let moves = || self.header().moves.load(Acquire);
+        let changes = || [&self.header().moves, &self.header().resets].map(|count| count.load(Acquire));
         loop {
-            let before = moves();
+            let before = changes();
             let result = read();
             fence(Acquire);
-            if before % 2 == 0 && moves() == before {
+            if before.iter().all(|count| count % 2 == 0) && changes() == before {
                 return result;
             }
             thread::yield_now();
         }
+    }
+
+    /// How the region describes itself: every field of every kind of cell, for readers that were not built for it.
+    pub fn fields(&self) -> Vec<Field> {
+        let header = self.header();
+        let (first, count) = (header.schema.load(Relaxed), header.schema_cells.load(Relaxed));
+        let cells = self.cells().skip(first.saturating_sub(1) as usize).take(count as usize);
+        let schemas = cells.filter(|cell| cell.head.kind.load(Acquire) == kind::SCHEMA);
+        let words = schemas.flat_map(|cell| &view::<Schema>(cell).fields);
+        words
+            .map(|words| Field::from_words(words.each_ref().map(|word| word.load(Relaxed))))
+            .filter(Field::is_some)
+            .collect()
     }
 
     /// All exits so far, of all VMs: cheap enough for a timeline.
@@ -120,26 +178,40 @@ impl Region {
         })
     }
 
-    /// Reads everything.
+    /// Reads everything that was counted since the module was loaded.
     pub fn snapshot(&self) -> Snapshot {
-        self.steadily(|| self.read())
+        self.steadily(|| self.read(false))
     }
 
-    fn read(&self) -> Snapshot {
+    /// Reads what was counted since the last reset. Of the minimum and the maximum only bounds are known then: the
+    /// limits of the histogram's buckets, where they are narrower than the extremes since the module was loaded.
+    pub fn since_reset(&self) -> Snapshot {
+        self.steadily(|| self.read(true))
+    }
+
+    fn read(&self, since_reset: bool) -> Snapshot {
         let header = self.header();
         let isa = u8::try_from(header.isa.load(Relaxed)).ok().and_then(Isa::from_number);
         let mut vms: Vec<(u32, u64, Vm)> = Vec::new();
         let mut vcpus: Vec<(u32, u32, Vcpu)> = Vec::new();
-        let mut reasons: Vec<(u32, Reason)> = Vec::new();
+        let mut reasons: Vec<(u32, u32, Reason)> = Vec::new();
+        let mut baselines: Vec<(u32, Reason)> = Vec::new();
         for (number, cell) in (1..).zip(self.cells()) {
             match read(cell, isa) {
                 Some(Cell::Vm(order, vm)) => vms.push((number, order, vm)),
                 Some(Cell::Vcpu(owner, vcpu)) => vcpus.push((number, owner, vcpu)),
-                Some(Cell::Reason(owner, reason)) => reasons.push((owner, reason)),
-                None => {}
+                Some(Cell::Reason(owner, reason)) => reasons.push((number, owner, reason)),
+                Some(Cell::Baseline(owner, reason)) if since_reset => baselines.push((owner, reason)),
+                Some(Cell::Baseline(..)) | None => {}
             }
         }
-        for (owner, reason) in reasons.into_iter().filter(|(_, reason)| reason.exits > 0) {
+        baselines.sort_unstable_by_key(|&(owner, _)| owner);
+        for (number, _, reason) in &mut reasons {
+            if let Ok(index) = baselines.binary_search_by_key(number, |&(owner, _)| owner) {
+                reason.subtract(&baselines[index].1);
+            }
+        }
+        for (_, owner, reason) in reasons.into_iter().filter(|(.., reason)| reason.exits > 0) {
             if let Ok(index) = vcpus.binary_search_by_key(&owner, |&(number, ..)| number) {
                 vcpus[index].2.reasons.push(reason);
             }
@@ -159,7 +231,9 @@ impl Region {
             unaccounted: header.unaccounted.load(Relaxed),
             overflowed: header.flags.load(Relaxed) & flags::OVERFLOWED != 0,
         };
-        Snapshot { isa, tsc_khz: header.tsc_khz.load(Relaxed), vms, quality }
+        let [tsc_khz, used_cells, max_cells] =
+            [&header.tsc_khz, &header.used_cells, &header.max_cells].map(|number| number.load(Relaxed));
+        Snapshot { isa, tsc_khz, vms, quality, used_cells, max_cells }
     }
 }
 
@@ -173,10 +247,12 @@ impl Drop for Region {
 /// The id of the sum of VMs that the module no longer keeps apart.
 const RETIRED: &str = "retired";
 
+/// What a cell holds, with its order, or the cell that owns it.
 enum Cell {
     Vm(u64, Vm),
     Vcpu(u32, Vcpu),
     Reason(u32, Reason),
+    Baseline(u32, Reason),
 }
 
 /// Copies a cell; `None` when it is free or changed its owner meanwhile.
@@ -191,13 +267,23 @@ fn read(cell: &Counters, isa: Option<Isa>) -> Option<Cell> {
             let life = head.state.load(Relaxed);
             let shown = if life == state::RETIRED { RETIRED.into() } else { id.to_string() };
             let finished = life != state::LIVE;
-            Cell::Vm(id, Vm { id: shown, pid: vm.pid.load(Relaxed), finished, vcpus: Vec::new() })
+            let expose = match vm.expose.load(Relaxed) {
+                EXPOSE_AS_MODULE => None,
+                number => u8::try_from(number).ok().and_then(Expose::from_number),
+            };
+            let expose = expose.map(|expose| expose.name().to_owned());
+            Cell::Vm(id, Vm { id: shown, pid: vm.pid.load(Relaxed), finished, expose, vcpus: Vec::new() })
         }
         kind::VCPU => {
             let vcpu: &VcpuCell = view(cell);
-            Cell::Vcpu(owner, Vcpu { id: vcpu.id.load(Relaxed), ..Vcpu::default() })
+            let [unannounced, backwards] =
+                [&vcpu.unannounced, &vcpu.backwards].map(|count| count.load(Relaxed));
+            let id = vcpu.id.load(Relaxed);
+            Cell::Vcpu(owner, Vcpu { id, unannounced, backwards, ..Vcpu::default() })
         }
-        kind::COUNTERS => Cell::Reason(owner, reason(cell, isa?)),
+        kind::COUNTERS => Cell::Reason(owner, reason(cell, head.code.load(Relaxed).into(), isa?)),
+        kind::OVERFLOW => Cell::Reason(owner, reason(cell, OVERFLOW, isa?)),
+        kind::BASELINE => Cell::Baseline(owner, reason(cell, head.code.load(Relaxed).into(), isa?)),
         _ => return None,
     };
     fence(Acquire);
@@ -216,22 +302,27 @@ fn view<T: Small>(cell: &Counters) -> &T {
 trait Small {}
 impl Small for VmCell {}
 impl Small for VcpuCell {}
+impl Small for Schema {}
 
-fn reason(counters: &Counters, isa: Isa) -> Reason {
-    let code = counters.code.load(Relaxed);
-    let min = counters.min.load(Relaxed);
-    let buckets =
-        counters.histogram.iter().enumerate().map(|(i, count)| (bucket_low(i), count.load(Relaxed)));
+fn reason(counters: &Counters, code: u64, isa: Isa) -> Reason {
+    let read = |counter: &AtomicU64| counter.load(Relaxed);
+    let buckets = counters.histogram.iter().enumerate().map(|(i, count)| (bucket_low(i), read(count)));
     let histogram: Vec<(u64, u64)> = buckets.filter(|&(_, count)| count > 0).collect();
-    // Read after the histogram, so that it never falls short of it.
-    let exits = counters.exits.load(Acquire);
+    // Parts before the whole, and exits after the histogram, so that neither falls short of what is in it.
+    let [user, halted] = [&counters.user, &counters.halted].map(read);
+    fence(Acquire);
+    let [min, max, cycles, exits] =
+        [&counters.min, &counters.max, &counters.cycles, &counters.exits].map(read);
     Reason {
         code,
         name: model::name(isa, code),
         exits,
-        cycles: counters.cycles.load(Relaxed),
+        cycles,
+        kernel: cycles.saturating_sub(user).saturating_sub(halted),
+        user,
+        halted,
         min: if min == u64::MAX { 0 } else { min },
-        max: counters.max.load(Relaxed),
+        max,
         untimed: exits.saturating_sub(histogram.iter().map(|&(_, count)| count).sum()),
         histogram,
     }

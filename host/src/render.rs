@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use crate::model::{GuestView, Phase, Reason, Report, Tick, Total};
+use crate::model::{GuestView, Phase, Quality, Reason, Report, Tick, Total};
 
 /// Columns of text, the first aligned left, the others right unless told otherwise.
 #[derive(Debug, Default)]
@@ -71,10 +71,12 @@ pub fn share(part: u64, whole: u64) -> String {
     if whole == 0 { "-".into() } else { format!("{:.2}%", 100.0 * part as f64 / whole as f64) }
 }
 
-/// The ranked table of reasons: exits, share, total cycles, min, mean, max.
+/// The ranked table of reasons: exits, share, total cycles, where they went, min, mean, max.
 pub fn reasons(reasons: &[Reason], total: Total) -> String {
-    let mut table =
-        Table::new(&["EXIT", "CODE", "EXITS", "EXITS%", "CYCLES", "CYCLES%", "MIN", "MEAN", "MAX"]);
+    let mut table = Table::new(&[
+        "EXIT", "CODE", "EXITS", "EXITS%", "CYCLES", "CYCLES%", "KERNEL", "USER", "HALTED", "MIN", "MEAN",
+        "MAX",
+    ]);
     for reason in reasons {
         table.row([
             reason.name.clone(),
@@ -83,6 +85,9 @@ pub fn reasons(reasons: &[Reason], total: Total) -> String {
             share(reason.exits, total.exits),
             grouped(reason.cycles),
             share(reason.cycles, total.cycles),
+            share(reason.kernel, reason.cycles),
+            share(reason.user, reason.cycles),
+            share(reason.halted, reason.cycles),
             grouped(reason.min),
             reason.mean().map_or("-".into(), grouped),
             grouped(reason.max),
@@ -121,7 +126,8 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
     if let Some(instructions) = machine.instructions_to_module {
         writeln!(out, "The module was loaded {} emulated instructions after reset.", grouped(instructions))?;
     }
-    writeln!(out, "\n{} exits, {} cycles\n", grouped(report.total.exits), grouped(report.total.cycles))?;
+    writeln!(out, "\n{} exits, {} cycles", grouped(report.total.exits), grouped(report.total.cycles))?;
+    writeln!(out, "{}\n", whereabouts(report))?;
     write!(out, "{}", reasons(&report.reasons, report.total))?;
     if let Some(guest) = &report.guest {
         writeln!(
@@ -139,11 +145,27 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
     if !report.phases.is_empty() {
         write!(out, "\n{}", phases(&report.phases))?;
     }
-    let quality = &report.quality;
-    if quality.overflowed || quality.unaccounted > 0 {
-        writeln!(out, "\nMemory was short: {} exits are in no account.", grouped(quality.unaccounted))?;
+    if report.quality != Quality::default() {
+        write!(out, "\n{}", shortage(&report.quality))?;
     }
     Ok(())
+}
+
+/// What a shortage of memory did.
+pub fn shortage(quality: &Quality) -> String {
+    let unaccounted = grouped(quality.unaccounted);
+    format!("Memory was short: some exits lack their reason (OVERFLOW), {unaccounted} are in no account.\n")
+}
+
+/// Where the cycles of all exits went.
+fn whereabouts(report: &Report) -> String {
+    let part = |of: fn(&Reason) -> u64| share(report.reasons.iter().map(of).sum(), report.total.cycles);
+    format!(
+        "of them {} in the kernel, {} in the VMM's user space, {} halted",
+        part(|reason| reason.kernel),
+        part(|reason| reason.user),
+        part(|reason| reason.halted)
+    )
 }
 
 fn beside(guest: &GuestView, report: &Report) -> String {
@@ -228,6 +250,8 @@ mod tests {
             name: "CPUID".into(),
             exits: 3,
             cycles: 300,
+            kernel: 270,
+            user: 30,
             min: 90,
             max: 120,
             ..Reason::default()
@@ -236,7 +260,7 @@ mod tests {
         let row = text.lines().nth(1).unwrap();
         assert_eq!(
             row.split_whitespace().collect::<Vec<_>>(),
-            ["CPUID", "114", "3", "75.00%", "300", "25.00%", "90", "100", "120"]
+            ["CPUID", "114", "3", "75.00%", "300", "25.00%", "90.00%", "10.00%", "0.00%", "90", "100", "120"]
         );
     }
 

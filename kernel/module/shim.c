@@ -9,14 +9,17 @@
 #include <linux/kprobes.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
+#include <linux/mutex.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/tracepoint.h>
+#include <linux/uaccess.h>
 #include <linux/version.h>
 
+#include "exitscope.h"
 #include "shim.h"
 
 #if defined(CONFIG_CFI_CLANG) || defined(CONFIG_CFI)
@@ -25,6 +28,9 @@
 #ifdef CONFIG_PREEMPT_RT
 #error "exitscope allocates in its probes: this kernel (CONFIG_PREEMPT_RT) is not supported"
 #endif
+
+/* As abi/src/region.rs has it. */
+#define EXITSCOPE_MAX_PAGES 16384
 
 /* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
 #define OFFSET(name, value) \
@@ -51,19 +57,19 @@ void exitscope_set_current(const void *slot)
 		per_cpu(exitscope_current, cpu) = slot;
 }
 
-static DEFINE_RAW_SPINLOCK(lock);
+static DEFINE_SPINLOCK(lock);
 
 unsigned long exitscope_lock(void)
 {
 	unsigned long flags;
 
-	raw_spin_lock_irqsave(&lock, flags);
+	spin_lock_irqsave(&lock, flags);
 	return flags;
 }
 
 void exitscope_unlock(unsigned long flags)
 {
-	raw_spin_unlock_irqrestore(&lock, flags);
+	spin_unlock_irqrestore(&lock, flags);
 }
 
 void *exitscope_page_alloc(void)
@@ -113,6 +119,14 @@ bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip)
 u32 exitscope_vm_pid(struct kvm *vm)
 {
 	return vm->userspace_pid;
+}
+
+/* KVM's own clock of kvm_vcpu_halt(): polling that found something, polling that did not, and waiting. */
+u64 exitscope_vcpu_halted_ns(struct kvm_vcpu *vcpu)
+{
+	const struct kvm_vcpu_stat_generic *stat = &vcpu->stat.generic;
+
+	return stat->halt_poll_success_ns + stat->halt_poll_fail_ns + stat->halt_wait_ns;
 }
 
 u32 exitscope_tsc_khz(void)
@@ -168,6 +182,15 @@ MODULE_PARM_DESC(expose, "whose exits a guest is told by CPUID: off, vm (its own
 module_param_cb(layout, &layout_ops, NULL, 0644);
 MODULE_PARM_DESC(layout, "numbering of the leaves 0x4ffffffc-0x4fffffff: classic (the default), reordered, combined");
 
+static unsigned int pages = EXITSCOPE_MAX_PAGES;
+module_param(pages, uint, 0444);
+MODULE_PARM_DESC(pages, "the most memory that counters may take, in pages of 4 KiB: 1 to 16384 (the default)");
+
+u32 exitscope_most_pages(void)
+{
+	return pages;
+}
+
 /* ---- /dev/exitscope: the region, mapped read-only ---- */
 
 static vm_fault_t region_fault(struct vm_fault *fault)
@@ -187,6 +210,8 @@ static int region_mmap(struct file *file, struct vm_area_struct *area)
 {
 	if (area->vm_flags & VM_WRITE)
 		return -EACCES;
+	if (area->vm_pgoff >= EXITSCOPE_MAX_PAGES || vma_pages(area) > EXITSCOPE_MAX_PAGES - area->vm_pgoff)
+		return -EINVAL;
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
 	area->vm_flags = (area->vm_flags & ~(VM_MAYWRITE | VM_MAYEXEC)) | VM_DONTEXPAND | VM_DONTDUMP;
 #else
@@ -196,9 +221,32 @@ static int region_mmap(struct file *file, struct vm_area_struct *area)
 	return 0;
 }
 
+static long region_ioctl(struct file *file, unsigned int request, unsigned long argument)
+{
+	static DEFINE_MUTEX(resetting);
+	struct exitscope_policy policy;
+	long err;
+
+	if (request != EXITSCOPE_SET_POLICY && request != EXITSCOPE_RESET)
+		return -ENOTTY;
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EBADF;
+	if (request == EXITSCOPE_SET_POLICY) {
+		if (copy_from_user(&policy, (void __user *)argument, sizeof(policy)))
+			return -EFAULT;
+		return policy.reserved ? -EINVAL : exitscope_set_policy(policy.vm, policy.expose);
+	}
+	if (mutex_lock_interruptible(&resetting))
+		return -EINTR;
+	err = exitscope_reset();
+	mutex_unlock(&resetting);
+	return err;
+}
+
 static const struct file_operations region_files = {
 	.owner = THIS_MODULE,
 	.mmap = region_mmap,
+	.unlocked_ioctl = region_ioctl,
 };
 
 static struct miscdevice region_device = {
@@ -213,16 +261,39 @@ static struct miscdevice region_device = {
 /* Exported by kvm.ko; their declarations are in headers that distributions do not ship. */
 extern struct tracepoint __tracepoint_kvm_exit, __tracepoint_kvm_entry;
 
-static int vcpu_destroyed(struct kprobe *probe, struct pt_regs *regs)
+/* A probe of a function of KVM's whose first argument is the vCPU. */
+#define PROBE(name, function, call) \
+	static int name##_handler(struct kprobe *probe, struct pt_regs *regs) \
+	{ \
+		struct kvm_vcpu *vcpu = (struct kvm_vcpu *)regs->di; \
+		call; \
+		return 0; \
+	} \
+	static struct kprobe name = { .symbol_name = function, .pre_handler = name##_handler }
+
+PROBE(on_run, "kvm_arch_vcpu_ioctl_run", exitscope_on_run(vcpu));
+PROBE(on_return, "kvm_sigset_deactivate", exitscope_on_return(vcpu));
+PROBE(on_halt, "kvm_vcpu_halt", exitscope_on_block(vcpu, true));
+PROBE(on_block, "kvm_vcpu_block", exitscope_on_block(vcpu, false));
+PROBE(on_destroy, "kvm_arch_vcpu_destroy", exitscope_vcpu_destroyed(vcpu));
+
+static struct kprobe *probes[] = { &on_run, &on_return, &on_halt, &on_block, &on_destroy };
+
+static int add_probes(void)
 {
-	exitscope_vcpu_destroyed((struct kvm_vcpu *)regs->di);
+	int err;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(probes); i++) {
+		err = register_kprobe(probes[i]);
+		if (err) {
+			pr_err("this kernel's kvm has no %s to probe (%d)\n", probes[i]->symbol_name, err);
+			unregister_kprobes(probes, i);
+			return err;
+		}
+	}
 	return 0;
 }
-
-static struct kprobe destroy_probe = {
-	.symbol_name = "kvm_arch_vcpu_destroy",
-	.pre_handler = vcpu_destroyed,
-};
 
 static void *on_exit;
 
@@ -245,11 +316,9 @@ static int __init exitscope_init(void)
 	err = exitscope_start();
 	if (err)
 		return err;
-	err = register_kprobe(&destroy_probe);
-	if (err) {
-		pr_err("this kernel's kvm has no %s to probe (%d)\n", destroy_probe.symbol_name, err);
+	err = add_probes();
+	if (err)
 		goto stop;
-	}
 	err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
 	if (err)
 		goto probe;
@@ -265,7 +334,7 @@ entry:
 	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
 	tracepoint_synchronize_unregister();
 probe:
-	unregister_kprobe(&destroy_probe);
+	unregister_kprobes(probes, ARRAY_SIZE(probes));
 stop:
 	exitscope_stop();
 	return err;
@@ -278,7 +347,7 @@ static void __exit exitscope_exit(void)
 	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
 	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
 	tracepoint_synchronize_unregister();
-	unregister_kprobe(&destroy_probe);
+	unregister_kprobes(probes, ARRAY_SIZE(probes));
 	exitscope_stop();
 }
 

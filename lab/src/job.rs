@@ -126,6 +126,25 @@ pub enum Step {
         /// The program and its arguments.
         command: Vec<String>,
     },
+    /// Stop the process of a guest that is running (SIGSTOP), or let it go on (SIGCONT).
+    Pause {
+        /// From [`Guest::name`].
+        guest: String,
+        /// Stop?
+        on: bool,
+    },
+    /// Sleep.
+    Sleep {
+        /// How long, in ms.
+        ms: u64,
+    },
+    /// Ask our module's device for all kinds of things that make no sense, and write nonsense to its parameters.
+    Abuse {
+        /// Which sequence of requests.
+        seed: u64,
+        /// How many.
+        requests: u32,
+    },
     /// Do this step, which must fail: [`Event::Refused`].
     Refused {
         /// Names the answer.
@@ -151,6 +170,10 @@ pub struct Guest {
     pub vcpus: u32,
     /// What it does.
     pub payload: Payload,
+    /// Whether its VM lives on when it has done that, until the steps of `meanwhile` are done, which then begin later.
+    /// Not under QEMU.
+    #[serde(default)]
+    pub lingers: bool,
 }
 
 /// What a guest does.

@@ -80,7 +80,7 @@ impl Options {
                 Payload::Qemu { commands: vec![query(IN_SYSTEM), words(CPUID)], debian: true }
             }
         };
-        Guest { name: format!("guest-{}", paging.name()), vcpus: self.vcpus, payload }
+        Guest { name: format!("guest-{}", paging.name()), vcpus: self.vcpus, payload, lingers: false }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use exitscope_lab::bench::Cost;
 use exitscope_lab::emulator::Vendor;
 use exitscope_tests::{bench, module};
 
@@ -17,29 +18,31 @@ fn the_module_adds_few_instructions_to_an_exit_on_intel() {
 
 fn adds_few_instructions(vendor: Vendor) {
     let bench = bench(vendor);
-    let cost = |watch: &str, workload: &str| {
-        let mut found = bench.bench.iter().filter(|cost| cost.watch == watch && cost.workload == workload);
-        found.next().unwrap_or_else(|| panic!("{watch} on {workload} was not measured"))
+    let costs = |watch: &'static str, workload: &'static str| {
+        bench.bench.iter().filter(move |cost| cost.watch == watch && cost.workload == workload)
     };
-    for (workload, limit) in [("rdmsr", 80.0), ("cpuid", 200.0)] {
-        let module = cost("module", workload);
-        eprintln!(
-            "{workload}: {:.2} instructions, {:+.2} with the module",
-            module.instructions_per_exit, module.added
-        );
-        assert!(module.added > 0.0 && module.added <= limit, "{module:?}");
-        assert!(module.added < cost("ftrace", workload).added);
+    for (workload, limit) in [("rdmsr", 72.0), ("cpuid", 82.0)] {
+        let ftrace = costs("ftrace", workload).next().unwrap().added;
+        // One vCPU, eight, and a VM among 64; RDMSR beside a guest that asks for its exits all the time, too.
+        let module: Vec<&Cost> = costs("module", workload).collect();
+        assert_eq!(module.len(), if workload == "rdmsr" { 4 } else { 3 });
+        for cost in module {
+            eprintln!("{cost:?}");
+            assert!(cost.added > 0.0 && cost.added <= limit, "{cost:?}");
+            assert!(cost.added < ftrace);
+        }
     }
+    // A question costs who asks it, more so the more vCPUs its VM has, but not for other VMs.
+    let asked: Vec<f64> = costs("module", "leaf").map(|cost| cost.added).collect();
+    let [one, eight, among_others] = asked[..] else { panic!("{asked:?}") };
+    assert!(eight > one && (among_others - one).abs() <= one / 50.0, "{asked:?}");
 }
 
-/// What every exit runs through has no locked instruction, no division and no call: so nothing there can panic.
+/// What every exit runs through has no locked instruction, no division and no call.
 #[test]
 fn the_exit_path_is_straight() {
     for function in ["exitscope_on_svm_exit", "exitscope_on_vmx_exit", "exitscope_on_entry"] {
-        let mut objdump = Command::new("objdump");
-        objdump.args(["-d", "--no-show-raw-insn", &format!("--disassemble={function}")]).arg(module());
-        let output = objdump.output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = objdump(&["-d", "--no-show-raw-insn", &format!("--disassemble={function}")]);
         let (_, body) =
             text.split_once(&format!("<{function}>:\n")).unwrap_or_else(|| panic!("no {function}"));
         let body = body.split("\n\n").next().unwrap();
@@ -51,4 +54,18 @@ fn the_exit_path_is_straight() {
             assert!(!slow.iter().any(|slow| word.starts_with(slow)), "{function}: {instruction}");
         }
     }
+}
+
+/// The panic handler is the only user of `exitscope_bug`, and the linker has found nobody who needs a panic handler.
+#[test]
+fn nothing_in_the_module_can_panic() {
+    let (symbols, references) = (objdump(&["-t"]), objdump(&["-r"]));
+    assert!(symbols.contains("exitscope_bug") && references.contains("exitscope_lock"));
+    assert!(!references.contains("exitscope_bug") && !symbols.contains("panic"), "{symbols}");
+}
+
+fn objdump(arguments: &[&str]) -> String {
+    let output = Command::new("objdump").args(arguments).arg(module()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }

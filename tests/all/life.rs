@@ -2,9 +2,12 @@
 
 use exitscope_host::model::Vm;
 use exitscope_lab::job::Step;
-use exitscope_tests::{exits, flat, guests, insert, machine, refused, remove, set, while_running};
+use exitscope_tests::{
+    command, exits, flat, guests, insert, linux, machine, refused, remove, set, while_running,
+};
 
 const CPUID: u32 = 0x72;
+const RDMSR: u32 = 0x7c;
 
 fn cpuids(vm: &Vm) -> u64 {
     exits(&vm.vcpus[0].reasons, CPUID)
@@ -34,13 +37,17 @@ fn the_module_comes_and_goes_a_hundred_times_with_and_without_a_guest() {
 }
 
 #[test]
-fn finished_vms_stay_readable_within_bounds() {
-    // 300 VMs of one vCPU, of which the module keeps 256 apart and the others in one sum.
-    let one = guests(vec![flat("one", "cpuid", 100, 1)]);
+fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
+    // The module keeps 256 finished vCPUs apart, and the others in one sum; its memory grows no more.
+    let one = || guests(vec![flat("one", "cpuid", 100, 1)]);
+    let status = |label: &str| command(label, &["module", "status", "--json"]);
     let steps = vec![
         Step::Witness,
         insert(""),
-        Step::Repeat { times: 300, steps: vec![one] },
+        Step::Repeat { times: 300, steps: vec![one()] },
+        status("bounded"),
+        Step::Repeat { times: 700, steps: vec![one()] },
+        status("end"),
         Step::Snapshot { label: "end".into() },
         Step::Testify { label: "end".into() },
     ];
@@ -49,8 +56,85 @@ fn finished_vms_stay_readable_within_bounds() {
     assert_eq!(vms.len(), 257);
     assert!(vms.iter().all(|vm| vm.finished));
     let retired = vms.iter().find(|vm| vm.id == "retired").unwrap();
-    assert_eq!(cpuids(retired), 44 * 100);
+    assert_eq!(cpuids(retired), 744 * 100);
     assert_eq!(exitscope_tests::exits_by_code(vms), told.witness("end"));
+    let used = |label: &str| -> u64 {
+        let status: serde_json::Value = serde_json::from_str(told.output(label)).unwrap();
+        status["memory"]["used"].as_u64().unwrap()
+    };
+    // But for a reason that one VM has shown and another one has not.
+    let (bounded, end) = (used("bounded"), used("end"));
+    assert!(end.abs_diff(bounded) < bounded / 4, "{bounded} bytes, then {end}");
+}
+
+#[test]
+fn thirty_two_vms_at_once_have_each_their_own() {
+    let crowd = |count: u64| (0..32).map(|vm| flat(&format!("vm-{vm}-{count}"), "rdmsr", count, 1)).collect();
+    let steps = vec![
+        Step::Witness,
+        insert(""),
+        guests(vec![flat("frame", "rdmsr", 0, 1)]),
+        Step::Repeat { times: 3, steps: vec![guests(crowd(2_000))] },
+        Step::Snapshot { label: "end".into() },
+        Step::Testify { label: "end".into() },
+        remove(),
+    ];
+    let told = machine("at-once", steps);
+    let vms = told.snapshot("end");
+    assert_eq!(vms.len(), 1 + 3 * 32);
+    let rdmsrs = |vm: &Vm| exits(&vm.vcpus[0].reasons, RDMSR);
+    let frame = rdmsrs(told.vm("end", "frame"));
+    assert!(vms[1..].iter().all(|vm| rdmsrs(vm) - frame == 2_000));
+    assert_eq!(exitscope_tests::exits_by_code(vms), told.witness("end"));
+}
+
+#[test]
+fn a_vmm_that_is_stopped_for_a_while_loses_nothing() {
+    let pause = |on| Step::Pause { guest: "stopped".into(), on };
+    let steps = vec![
+        Step::Witness,
+        insert(""),
+        guests(vec![flat("frame", "rdmsr", 0, 2)]),
+        while_running(
+            vec![flat("stopped", "rdmsr", 200_000, 2)],
+            vec![pause(true), Step::Sleep { ms: 500 }, pause(false)],
+        ),
+        Step::Snapshot { label: "end".into() },
+        Step::Testify { label: "end".into() },
+        remove(),
+    ];
+    let told = machine("stopped", steps);
+    assert!(told.guest("stopped").outlasted);
+    let [frame, stopped] = ["frame", "stopped"].map(|guest| told.vm("end", guest));
+    for (frame, stopped) in frame.vcpus.iter().zip(&stopped.vcpus) {
+        assert_eq!(exits(&stopped.reasons, RDMSR) - exits(&frame.reasons, RDMSR), 200_000);
+        // A signal sends a vCPU through user space.
+        let user: u64 = stopped.reasons.iter().map(|reason| reason.user).sum();
+        assert!(user > 0, "{stopped:?}");
+    }
+    assert_eq!(exitscope_tests::exits_by_code(told.snapshot("end")), told.witness("end"));
+}
+
+/// A guest that sleeps is halted, one that writes to its console is in the VMM's user space, one that runs a CPUID is in
+/// the kernel: each reason has its time where it was.
+#[test]
+fn time_is_kept_where_it_was_spent() {
+    let steps = vec![
+        insert(""),
+        guests(vec![linux("sleeper", &["/init guest", "sleep 300"])]),
+        Step::Snapshot { label: "end".into() },
+        remove(),
+    ];
+    let told = machine("whereabouts", steps);
+    let all: Vec<_> = told.vm("end", "sleeper").vcpus.iter().flat_map(|vcpu| &vcpu.reasons).collect();
+    for reason in &all {
+        assert_eq!(reason.kernel + reason.user + reason.halted, reason.cycles, "{reason:?}");
+    }
+    let find = |name: &str| all.iter().find(|reason| reason.name == name).unwrap();
+    assert_eq!((find("CPUID").user, find("CPUID").halted), (0, 0));
+    assert!(find("IOIO").user > find("IOIO").kernel / 4 && find("IOIO").halted == 0);
+    let halts = find("HLT");
+    assert!(halts.halted > halts.cycles / 2, "{halts:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod cli;
 mod cost;
 mod debian;
 mod exactness;
+mod interface;
 mod leaves;
 mod life;
 mod paging;

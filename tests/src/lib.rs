@@ -283,7 +283,7 @@ pub fn while_running(guests: Vec<Guest>, meanwhile: Vec<Step>) -> Step {
 /// A guest of so many exits of a kind on each vCPU.
 pub fn flat(name: &str, workload: &str, iterations: u64, vcpus: u32) -> Guest {
     let payload = Payload::Flat { workload: workload.into(), iterations, batch: 0 };
-    Guest { name: name.into(), vcpus, payload }
+    Guest { name: name.into(), vcpus, payload, lingers: false }
 }
 
 /// A Linux guest that runs these commands, each a line.
@@ -293,5 +293,6 @@ pub fn linux(name: &str, commands: &[&str]) -> Guest {
         name: name.into(),
         vcpus: 1,
         payload: Payload::Linux { commands: commands.iter().map(words).collect() },
+        lingers: false,
     }
 }

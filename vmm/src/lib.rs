@@ -136,14 +136,18 @@ impl VcpuOutcome {
 
 /// Runs one guest from power-on to its end: a write to the DONE port, or ACPI's power-off.
 ///
-/// What the guest writes to its first serial port goes to `console`, byte by byte. When this returns, the VM is
-/// gone and none of its threads is left.
+/// What the guest writes to its first serial port goes to `console`, byte by byte. `then` is called when the guest has
+/// ended and none of its threads is left, but the VM still exists. When this returns, the VM is gone.
 ///
 /// The first free real-time signal (`SIGRTMIN`) is used to interrupt vCPU threads; its handler does nothing.
 ///
 /// # Errors
 /// Everything that keeps the guest from starting, and every other end: see [`Error`].
-pub fn run(config: &Config, console: impl Write + Send + 'static) -> Result<Outcome, Error> {
+pub fn run<T>(
+    config: &Config,
+    console: impl Write + Send + 'static,
+    then: impl FnOnce(&Outcome) -> T,
+) -> Result<(Outcome, T), Error> {
     let vm = vm::Vm::create(config)?;
     let entry = match &config.payload {
         Payload::Linux { kernel, initrd, cmdline } => {
@@ -157,5 +161,9 @@ pub fn run(config: &Config, console: impl Write + Send + 'static) -> Result<Outc
     };
     let devices = devices::Devices::new(&vm, Box::new(console))?;
     let vcpus = vcpu::create_all(&vm, &entry)?;
-    supervise::run(vcpus, devices, vm.mode(), config.timeout)
+    let outcome = supervise::run(vcpus, devices, vm.mode(), config.timeout)?;
+    // The VM lives until here, though its guest has ended.
+    let result = then(&outcome);
+    drop(vm);
+    Ok((outcome, result))
 }

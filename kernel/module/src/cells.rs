@@ -3,11 +3,11 @@
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicPtr, AtomicUsize};
 
 use exitscope_abi::region::{
-    CELL_SIZE, CELLS_PER_PAGE, Counters, Head, Header, MAGIC, MAX_PAGES, VERSION, VcpuCell, VmCell, flags,
-    kind, state,
+    CELL_SIZE, CELLS_PER_PAGE, Counters, EXPOSE_AS_MODULE, FIELDS, FIELDS_PER_CELL, Head, Header, MAGIC,
+    MAX_PAGES, Schema, VERSION, VcpuCell, VmCell, flags, kind, state,
 };
 
 use crate::ffi;
@@ -61,10 +61,23 @@ pub fn vcpu(number: Number) -> Option<&'static VcpuCell> {
     cell(number).map(|cell| unsafe { view(cell) })
 }
 
+/// Counters, or a baseline of such.
+pub fn counters(number: Number) -> Option<&'static Counters> {
+    // SAFETY: as for the header.
+    cell(number).map(|cell| unsafe { view(cell) })
+}
+
 /// Tells readers that numbers are about to move from cells to others, or have done so.
 pub fn announce_move() {
     if let Some(header) = header() {
         header.moves.fetch_add(1, AcqRel);
+    }
+}
+
+/// Tells readers that counters are about to be copied to baselines, or have been.
+pub fn announce_reset() {
+    if let Some(header) = header() {
+        header.resets.fetch_add(1, AcqRel);
     }
 }
 
@@ -73,38 +86,64 @@ pub fn announce_move() {
 pub struct Pool {
     /// First of a chain linked through [`Head::owner`]; 0 ends it.
     free: Number,
+    /// How long the chain is.
+    free_cells: usize,
 }
 
 impl Pool {
     pub const fn new() -> Self {
-        Self { free: 0 }
+        Self { free: 0, free_cells: 0 }
     }
 
-    /// Allocates the first page and fills in the header.
+    /// Allocates the first page, fills in the header and describes the region in it.
     pub fn start(&mut self) -> Option<()> {
         self.grow()?;
         let header = header()?;
         header.version.store(VERSION, Relaxed);
         header.cell_size.store(CELL_SIZE as u32, Relaxed);
+        header.max_cells.store((most_pages() * CELLS_PER_PAGE) as u32, Relaxed);
         // SAFETY: asks for a kernel variable.
         header.tsc_khz.store(unsafe { ffi::exitscope_tsc_khz() }, Relaxed);
+        for (index, fields) in (0..).zip(FIELDS.chunks(FIELDS_PER_CELL)) {
+            let (number, _) = self.take(kind::SCHEMA, 0, 0, state::LIVE, |schema: &Schema| {
+                let places = schema.fields.iter().flatten();
+                places
+                    .zip(fields.iter().flat_map(|field| field.words()))
+                    .for_each(|(to, word)| to.store(word, Relaxed));
+            })?;
+            if index == 0 {
+                header.schema.store(number, Relaxed);
+            }
+            header.schema_cells.store(index + 1, Relaxed);
+        }
         header.magic.store(MAGIC, Release);
         Some(())
     }
 
-    /// Adds a page of free cells.
+    /// Adds a page of free cells, of which the lowest number will be taken first.
     fn grow(&mut self) -> Option<()> {
         let index = COUNT.load(Relaxed);
-        let place = PAGES.get(index)?;
+        let place = PAGES.get(..most_pages())?.get(index)?;
         // SAFETY: no precondition; null is handled.
         let page = NonNull::new(unsafe { ffi::exitscope_page_alloc() })?;
         place.store(page.as_ptr(), Release);
         COUNT.store(index + 1, Relaxed);
         let first = (index * CELLS_PER_PAGE) as Number;
         let end = first + CELLS_PER_PAGE as Number;
-        header()?.cells.store(end, Release);
+        let header = header()?;
+        header.cells.store(end, Release);
+        // They are given back as if they had been in use.
+        header.used_cells.store(header.used_cells.load(Relaxed) + (end - first.max(1)), Relaxed);
         for number in (first.max(1)..end).rev() {
             self.give_back(number);
+        }
+        Some(())
+    }
+
+    /// Makes sure that so many cells are free.
+    pub fn reserve(&mut self, cells: usize) -> Option<()> {
+        while self.free_cells < cells {
+            self.grow()?;
         }
         Some(())
     }
@@ -112,12 +151,13 @@ impl Pool {
     /// Gives a cell to an owner; readers see it once `fill` has written what is not zero.
     fn take<T: 'static>(
         &mut self,
-        kind: u32,
+        kind: u16,
         owner: Number,
-        life: u32,
+        code: u32,
+        life: u16,
         fill: impl FnOnce(&T),
     ) -> Option<(Number, &'static T)> {
-        if self.free == 0 && self.grow().is_none() {
+        if self.reserve(1).is_none() {
             header()?.flags.fetch_or(flags::OVERFLOWED, Relaxed);
             return None;
         }
@@ -127,35 +167,41 @@ impl Pool {
         // region's structures.
         let (head, words, whole): (&Head, &Counters, &T) = unsafe { (view(cell), view(cell), view(cell)) };
         self.free = head.owner.load(Relaxed);
+        self.free_cells -= 1;
+        use_cells(1);
         clear(words);
         fill(whole);
         head.owner.store(owner, Relaxed);
+        head.code.store(code, Relaxed);
         head.state.store(life, Relaxed);
         head.kind.store(kind, Release);
         Some((number, whole))
     }
 
     /// A cell for a VM.
-    pub fn take_vm(&mut self, id: u64, pid: u32, life: u32) -> Option<Number> {
+    pub fn take_vm(&mut self, id: u64, pid: u32, life: u16) -> Option<Number> {
         let fill = |vm: &VmCell| {
             vm.id.store(id, Relaxed);
             vm.pid.store(pid, Relaxed);
+            vm.expose.store(EXPOSE_AS_MODULE, Relaxed);
         };
-        self.take(kind::VM, 0, life, fill).map(|(number, _)| number)
+        self.take(kind::VM, 0, 0, life, fill).map(|(number, _)| number)
     }
 
     /// A cell for a vCPU of a VM.
-    pub fn take_vcpu(&mut self, vm: Number, id: u32, life: u32) -> Option<Number> {
+    pub fn take_vcpu(&mut self, vm: Number, id: u32, life: u16) -> Option<Number> {
         let fill = |vcpu: &VcpuCell| vcpu.id.store(id, Relaxed);
-        self.take(kind::VCPU, vm, life, fill).map(|(number, _)| number)
+        self.take(kind::VCPU, vm, 0, life, fill).map(|(number, _)| number)
     }
 
-    /// Counters for a code of a vCPU.
-    pub fn take_counters(&mut self, vcpu: Number, code: u64) -> Option<(Number, &'static Counters)> {
-        self.take(kind::COUNTERS, vcpu, state::LIVE, |counters: &Counters| {
-            counters.code.store(code, Relaxed);
-            counters.min.store(u64::MAX, Relaxed);
-        })
+    /// Counters of one of the kinds that are [`Counters`].
+    pub fn take_counters(
+        &mut self,
+        kind: u16,
+        owner: Number,
+        code: u32,
+    ) -> Option<(Number, &'static Counters)> {
+        self.take(kind, owner, code, state::LIVE, |counters: &Counters| counters.min.store(u64::MAX, Relaxed))
     }
 
     /// Takes a cell back. Readers see its kind and generation change before anything else.
@@ -167,11 +213,13 @@ impl Pool {
         head.generation.fetch_add(1, AcqRel);
         head.owner.store(self.free, Relaxed);
         self.free = number;
+        self.free_cells += 1;
+        use_cells(-1);
     }
 
     /// Frees every page.
     pub fn stop(&mut self) {
-        self.free = 0;
+        *self = Self::new();
         for page in PAGES.iter().take(COUNT.swap(0, Relaxed)) {
             // SAFETY: the page came from exitscope_page_alloc and no one uses the region any more.
             unsafe { ffi::exitscope_page_free(page.swap(ptr::null_mut(), Relaxed)) };
@@ -179,10 +227,23 @@ impl Pool {
     }
 }
 
+/// Says in the header that so many cells more are in use.
+fn use_cells(more: i32) {
+    if let Some(header) = header() {
+        header.used_cells.store(header.used_cells.load(Relaxed).wrapping_add_signed(more), Relaxed);
+    }
+}
+
+/// The most pages that the region may have.
+fn most_pages() -> usize {
+    // SAFETY: asks for a module parameter that never changes.
+    unsafe { ffi::exitscope_most_pages() as usize }.clamp(1, MAX_PAGES)
+}
+
 /// Zeroes all of a cell but its head.
 fn clear(cell: &Counters) {
-    let words: [&AtomicU64; 5] = [&cell.code, &cell.exits, &cell.cycles, &cell.min, &cell.max];
-    for word in words.into_iter().chain(&cell.histogram) {
+    let Counters { head: _, exits, cycles, min, max, user, halted, histogram } = cell;
+    for word in [exits, cycles, min, max, user, halted].into_iter().chain(histogram) {
         word.store(0, Relaxed);
     }
 }

@@ -4,6 +4,8 @@ use core::ffi::{c_char, c_int, c_ulong, c_void};
 
 /// errno values used here, as in `<linux/errno.h>`.
 pub const ENOMEM: c_int = 12;
+/// There is no such thing.
+pub const ENOENT: c_int = 2;
 /// Invalid argument.
 pub const EINVAL: c_int = 22;
 
@@ -41,6 +43,10 @@ unsafe extern "C" {
     pub fn exitscope_vcpu_rip(vcpu: *mut c_void, rip: *mut u64) -> bool;
     /// The process that created a VM.
     pub fn exitscope_vm_pid(vm: *mut c_void) -> u32;
+    /// How long a vCPU has been halted in its life, polling included, in ns.
+    pub fn exitscope_vcpu_halted_ns(vcpu: *mut c_void) -> u64;
+    /// The module's parameter `pages`.
+    pub fn exitscope_most_pages() -> u32;
     /// Frequency of the time stamp counter in kHz, or 0.
     pub fn exitscope_tsc_khz() -> u32;
     /// `BUG()`.

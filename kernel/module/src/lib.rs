@@ -6,10 +6,12 @@
 #![no_std]
 
 mod cells;
+mod control;
 mod ffi;
 mod probe;
 mod registry;
 mod setting;
+mod slot;
 
 use core::ffi::{c_int, c_ulong, c_void};
 

@@ -8,12 +8,14 @@ use core::arch::asm;
 use core::arch::x86_64::_rdtsc;
 use core::ffi::c_void;
 use core::ptr;
+use core::sync::atomic::Ordering::Relaxed;
 
 use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
 use exitscope_abi::reason::Isa;
-use exitscope_core::{Open, Setting, Table, answer};
+use exitscope_core::{Odd, Setting, Table, answer};
 
-use crate::registry::{OwnVm, Slot, WholeHost, enroll, find, find_surely};
+use crate::registry::{WholeHost, counters, enroll, find, find_surely};
+use crate::slot::{OwnVm, Slot};
 use crate::{ffi, setting};
 
 /// VMCS field "exit reason" (SDM vol. 3 appendix B).
@@ -37,8 +39,14 @@ pub struct Asked {
     sub_leaf: u32,
     /// Where the instruction was.
     rip: u64,
-    /// The exit itself, kept from the vCPU's clock so that the next entry takes the slow path.
-    open: Option<Open<'static>>,
+}
+
+/// A vCPU that is halted or blocked.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocked {
+    since: u64,
+    /// Where KVM itself times it: how long the vCPU had been halted until then, in ns.
+    halted_ns: Option<u64>,
 }
 
 /// A vCPU has left the guest, on a CPU with SVM.
@@ -48,7 +56,7 @@ pub struct Asked {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_svm_exit(_data: *mut c_void, vcpu: *mut c_void, _isa: u32) {
     // SAFETY: as this function's.
-    unsafe { on_exit(vcpu, Isa::Svm, svm_exit_code(vcpu)) };
+    unsafe { on_exit(vcpu, Isa::Svm) };
 }
 
 /// A vCPU has left the guest, on a CPU with VMX.
@@ -57,9 +65,8 @@ pub unsafe extern "C" fn exitscope_on_svm_exit(_data: *mut c_void, vcpu: *mut c_
 /// For KVM's tracepoint only: `vcpu` is a `struct kvm_vcpu` that this CPU has just run; its VMCS is current.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_vmx_exit(_data: *mut c_void, vcpu: *mut c_void, _isa: u32) {
-    // Bits 31:16 of the field are flags (SDM vol. 3, "Basic VM-Exit Information").
     // SAFETY: as this function's.
-    unsafe { on_exit(vcpu, Isa::Vmx, vmread(VMCS_EXIT_REASON) as u32 & 0xFFFF) };
+    unsafe { on_exit(vcpu, Isa::Vmx) };
 }
 
 /// The exit path. Whatever is not the usual case is left to [`on_odd_exit`], in tail position, so that the usual
@@ -68,18 +75,38 @@ pub unsafe extern "C" fn exitscope_on_vmx_exit(_data: *mut c_void, vcpu: *mut c_
 /// # Safety
 /// As the tracepoint's functions.
 #[inline(always)]
-unsafe fn on_exit(vcpu: *mut c_void, isa: Isa, code: u32) {
+unsafe fn on_exit(vcpu: *mut c_void, isa: Isa) {
     let slot = current();
-    let counters = isa.dense(code).and_then(|place| slot.get(place));
-    if let Some(counters) = counters.filter(|_| slot.is_of(vcpu)) {
-        // SAFETY: the vCPU is alive.
-        if code != isa.cpuid() || !may_be_ours(unsafe { gpr(vcpu, gpr::RAX).read() } as u32) {
-            // SAFETY: this is the handler of the vCPU's event. RDTSC is always there.
-            return unsafe { slot.timer().exit(counters, _rdtsc()) };
-        }
+    // SAFETY: as this function's.
+    let code = unsafe { exit_code(vcpu, isa) };
+    // Written twice, as most exits need no search for their place and most of these no look at the leaf.
+    let counted =
+        if code < const { [0, Isa::Vmx.consecutive() as u64, Isa::Svm.consecutive() as u64] }[isa as usize] {
+            // SAFETY: the vCPU is alive.
+            let asks = || may_be_ours(unsafe { gpr(vcpu, gpr::RAX).read() } as u32);
+            // SAFETY: as this function's.
+            !(code == u64::from(isa.cpuid()) && asks()) && unsafe { count(slot, vcpu, code as usize) }
+        } else {
+            // SAFETY: as this function's.
+            isa.dense(code as u32).is_some_and(|place| unsafe { count(slot, vcpu, place) })
+        };
+    if counted {
+        return;
     }
     // SAFETY: as this function's.
-    unsafe { on_odd_exit(vcpu, isa, code) }
+    unsafe { on_odd_exit(vcpu, isa) }
+}
+
+/// Counts an exit whose counters are at this place, if this is the vCPU's slot and they are there.
+///
+/// # Safety
+/// As the tracepoint's functions.
+#[inline(always)]
+unsafe fn count(slot: &'static Slot, vcpu: *mut c_void, place: usize) -> bool {
+    let Some(counters) = slot.get(place).filter(|_| slot.is_of(vcpu)) else { return false };
+    // SAFETY: this is the handler of the vCPU's event. RDTSC is always there.
+    unsafe { slot.clock().timer.exit(counters, _rdtsc()) };
+    true
 }
 
 /// An exit that is its vCPU's first, its reason's first, one without an entry on this CPU, or one of our leaves.
@@ -88,14 +115,14 @@ unsafe fn on_exit(vcpu: *mut c_void, isa: Isa, code: u32) {
 /// As the tracepoint's functions.
 #[cold]
 #[inline(never)]
-unsafe fn on_odd_exit(vcpu: *mut c_void, isa: Isa, code: u32) {
+unsafe fn on_odd_exit(vcpu: *mut c_void, isa: Isa) {
+    // SAFETY: as this function's.
+    let code = unsafe { exit_code(vcpu, isa) } as u32;
     let Some(slot) = find(vcpu).or_else(|| enroll(vcpu, isa)) else { return };
-    let counters = slot.counters(isa, code);
+    let Some(counters) = counters(slot, isa, code) else { return };
     // SAFETY: this is the handler of the vCPU's event; the vCPU is alive.
     unsafe {
-        // A question that no entry has answered is past.
-        *slot.asked() = None;
-        slot.timer().exit(counters, _rdtsc());
+        slot.clock().timer.exit(counters, _rdtsc());
         if code == isa.cpuid() && may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
             ask(slot, vcpu, isa);
         }
@@ -112,38 +139,113 @@ pub unsafe extern "C" fn exitscope_on_entry(_data: *mut c_void, vcpu: *mut c_voi
     let now = unsafe { _rdtsc() };
     let slot = current();
     // SAFETY: the slot is the vCPU's, and this is the handler of its event.
-    if slot.is_of(vcpu) && unsafe { slot.timer().entry(now) } {
+    if slot.is_of(vcpu) && unsafe { slot.clock().timer.entry(now) } {
         return;
     }
     // SAFETY: as this function's.
-    unsafe { on_odd_entry(vcpu, now) }
+    unsafe { on_odd_entry(vcpu) }
 }
 
-/// An entry on a CPU that ran another vCPU before, or of a vCPU whose clock has no open exit: the first one, or the
-/// one after a question.
+/// An entry on a CPU that ran another vCPU before, or one that ends no exit or more than a plain one: the exit led to
+/// user space or to a halt, or was a question of the guest's.
 ///
 /// # Safety
 /// As [`exitscope_on_entry`].
 #[cold]
 #[inline(never)]
-unsafe fn on_odd_entry(vcpu: *mut c_void, now: u64) {
+unsafe fn on_odd_entry(vcpu: *mut c_void) {
+    // Once more, as to keep the time for this path costs the other one an instruction.
+    // SAFETY: RDTSC is always there.
+    let now = unsafe { _rdtsc() };
     let Some(slot) = find_surely(vcpu) else { return };
     set_current(slot);
     // SAFETY: the slot is the vCPU's, and this is the handler of its event; the vCPU is alive.
     unsafe {
-        let asked = slot.asked().take();
-        // Where another exit has come since the question, KVM re-entered without an entry event: too late.
-        if slot.timer().entry(now) {
-            return;
-        }
+        settle(slot, vcpu, now);
+        let clock = slot.clock();
+        // A question is of the exit that it set aside.
+        let asked = clock.asked.take().filter(|_| clock.timer.is_parted());
+        let odd = clock.timer.odd_entry(now);
         if let Some(asked) = asked {
-            if let Some(open) = asked.open {
-                slot.timer().resume(open);
-                slot.timer().entry(now);
-            }
             give_answer(slot, vcpu, asked);
         }
+        let count = slot.shown().and_then(|shown| match odd {
+            Odd::Timed => None,
+            Odd::Backwards => Some(&shown.backwards),
+            Odd::Unannounced => Some(&shown.unannounced),
+        });
+        if let Some(count) = count {
+            count.store(count.load(Relaxed).wrapping_add(1), Relaxed);
+        }
     }
+}
+
+/// The VMM calls KVM to run the vCPU.
+///
+/// # Safety
+/// For the probe of KVM's `kvm_arch_vcpu_ioctl_run` only: `vcpu` is its argument.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn exitscope_on_run(vcpu: *mut c_void) {
+    let Some(slot) = find_surely(vcpu) else { return };
+    // SAFETY: the vCPU's thread is here, so this is the only handler of its events. RDTSC is always there.
+    unsafe { slot.clock().timer.come_back(_rdtsc()) };
+}
+
+/// KVM is about to return to the VMM.
+///
+/// # Safety
+/// For the probe of KVM's `kvm_sigset_deactivate` only: `vcpu` is its argument.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn exitscope_on_return(vcpu: *mut c_void) {
+    let Some(slot) = find_surely(vcpu) else { return };
+    // SAFETY: the vCPU's thread is here, so this is the only handler of its events. RDTSC is always there.
+    unsafe {
+        let now = _rdtsc();
+        settle(slot, vcpu, now);
+        slot.clock().part();
+        slot.clock().timer.leave(now);
+    }
+}
+
+/// The vCPU halts, which KVM times itself, or blocks for another reason, maybe within a halt.
+///
+/// # Safety
+/// For the probes of KVM's `kvm_vcpu_halt` and `kvm_vcpu_block` only: `vcpu` is their argument.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn exitscope_on_block(vcpu: *mut c_void, halts: bool) {
+    let Some(slot) = find_surely(vcpu) else { return };
+    // SAFETY: the vCPU's thread is here, so this is the only handler of its events; the vCPU is alive.
+    unsafe {
+        let clock = slot.clock();
+        clock.part();
+        let halted_ns = if halts { Some(ffi::exitscope_vcpu_halted_ns(vcpu)) } else { None };
+        clock.blocked.get_or_insert(Blocked { since: _rdtsc(), halted_ns });
+    }
+}
+
+/// Ends the time that the vCPU was halted or blocked, if it was.
+///
+/// # Safety
+/// The slot is the vCPU's, which is alive, and this is the handler of its event.
+unsafe fn settle(slot: &Slot, vcpu: *mut c_void, now: u64) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let clock = slot.clock();
+        let Some(Blocked { since, halted_ns }) = clock.blocked.take() else { return };
+        let ticks = match halted_ns {
+            Some(before) => ticks(ffi::exitscope_vcpu_halted_ns(vcpu).saturating_sub(before)),
+            None => now.saturating_sub(since),
+        };
+        clock.timer.halted(ticks);
+    }
+}
+
+/// Ticks of the time stamp counter in so many ns.
+fn ticks(ns: u64) -> u64 {
+    const NS_IN_MS: u64 = 1_000_000;
+    // SAFETY: asks for a kernel variable.
+    let khz = u64::from(unsafe { ffi::exitscope_tsc_khz() });
+    (ns / NS_IN_MS).wrapping_mul(khz).wrapping_add(ns % NS_IN_MS * khz / NS_IN_MS)
 }
 
 /// The slot of the vCPU that this CPU entered last; only a guess, to be checked with [`Slot::is_of`].
@@ -175,7 +277,7 @@ fn set_current(slot: &'static Slot) {
 unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as the caller promises.
     unsafe {
-        if setting::expose() == Expose::Off || ffi::exitscope_vcpu_protected(vcpu) {
+        if slot.vm().expose() == Expose::Off || ffi::exitscope_vcpu_protected(vcpu) {
             return;
         }
         let mut rip = 0;
@@ -185,7 +287,9 @@ unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
             Isa::Svm => {}
         }
         let [leaf, sub_leaf] = [gpr::RAX, gpr::RCX].map(|number| gpr(vcpu, number).read() as u32);
-        *slot.asked() = Some(Asked { isa, leaf, sub_leaf, rip, open: slot.timer().suspend() });
+        let clock = slot.clock();
+        clock.part();
+        clock.asked = Some(Asked { isa, leaf, sub_leaf, rip });
     }
 }
 
@@ -203,7 +307,7 @@ unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Asked) {
     if !known || !(2..=15).contains(&next.wrapping_sub(rip)) {
         return;
     }
-    let expose = setting::expose();
+    let expose = slot.vm().expose();
     let setting = Setting { expose, layout: setting::layout(), isa };
     let answered = match expose {
         Expose::Host => answer(setting, leaf, sub_leaf, &WholeHost(isa)),
@@ -231,20 +335,28 @@ unsafe fn gpr(vcpu: *mut c_void, number: usize) -> *mut u64 {
     }
 }
 
+/// Why a vCPU left the guest, as in [`exitscope_abi::reason::Reason::code`]; wide, so that the exit path need not
+/// widen it to index by it.
+///
 /// # Safety
-/// `vcpu` is the start of a `struct vcpu_svm` that this CPU has just run.
+/// As the tracepoint's functions.
 #[inline(always)]
-unsafe fn svm_exit_code(vcpu: *mut c_void) -> u32 {
+unsafe fn exit_code(vcpu: *mut c_void, isa: Isa) -> u64 {
     /// Offset of the exit code in a VMCB (APM vol. 2 appendix B); the shim proves it.
     const EXIT_CODE: usize = 0x70;
-    let vmcb: *const c_void;
-    // SAFETY: the shim's symbol stands for the offset of the pointer to the current VMCB, which is as large as a
-    // page.
-    unsafe {
-        asm!("mov {}, [{} + {}]", out(reg) vmcb, in(reg) vcpu, sym ffi::exitscope_vmcb_pointer,
-            options(nostack, preserves_flags, readonly));
-        vmcb.byte_add(EXIT_CODE).cast::<u32>().read()
+    if isa == Isa::Vmx {
+        // Bits 31:16 of the field are flags (SDM vol. 3, "Basic VM-Exit Information").
+        // SAFETY: the VMCS is current.
+        return unsafe { vmread(VMCS_EXIT_REASON) } & 0xFFFF;
     }
+    let code: u64;
+    // SAFETY: the shim's symbol stands for the offset of the pointer to the current VMCB, which is as large as a page.
+    unsafe {
+        asm!("mov {vmcb}, [{vcpu} + {pointer}]", "mov {code:e}, [{vmcb} + {offset}]", vcpu = in(reg) vcpu,
+            pointer = sym ffi::exitscope_vmcb_pointer, vmcb = out(reg) _, code = lateout(reg) code,
+            offset = const EXIT_CODE, options(nostack, preserves_flags, readonly));
+    }
+    code
 }
 
 /// # Safety

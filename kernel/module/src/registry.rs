@@ -8,17 +8,17 @@
 use core::cell::UnsafeCell;
 use core::ffi::{c_ulong, c_void};
 use core::ptr::{self, NonNull};
+use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU32};
 
-use exitscope_abi::leaf::Scope;
+use exitscope_abi::leaf::{Expose, Scope};
 use exitscope_abi::reason::{Isa, MAX_REASONS};
-use exitscope_abi::region::{CODE_OVERFLOW, Counters, state};
-use exitscope_core::{Figured, Place, SLOTS, Sum, Table, Timer, absorb, locate};
+use exitscope_abi::region::{Counters, EXPOSE_AS_MODULE, kind, state};
+use exitscope_core::{Figured, Place, Sum, Table, absorb, copy, locate};
 
-use crate::cells::{self, Number, Pool};
+use crate::cells::{self, Pool};
 use crate::ffi;
-use crate::probe::Asked;
+use crate::slot::{Guarded, OVERFLOW, Slot, Vm};
 
 /// Finished vCPUs whose numbers are kept.
 const MAX_FINISHED: u32 = 256;
@@ -27,185 +27,13 @@ const BUCKETS: usize = 4096;
 /// The hash table: chains of slots, linked through [`Slot::next`].
 static TABLE: [AtomicPtr<Slot>; BUCKETS] = [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS];
 
-/// One vCPU.
-#[repr(C, align(64))]
-pub struct Slot {
-    /// KVM's vCPU; null when it is destroyed.
-    vcpu: AtomicPtr<c_void>,
-    next: AtomicPtr<Slot>,
-    timer: UnsafeCell<Timer<'static>>,
-    asked: UnsafeCell<Option<Asked>>,
-    overflow: AtomicPtr<Counters>,
-    places: [AtomicPtr<Counters>; SLOTS],
-    /// The next vCPU of the same VM, or the next free slot.
-    sibling: AtomicPtr<Slot>,
-    vm: AtomicPtr<Vm>,
-    cell: AtomicU32,
-    overflow_cell: AtomicU32,
-    /// The cells of the counters in `places`.
-    cells: [AtomicU32; SLOTS],
-    /// The next slot that was ever allocated.
-    elder: AtomicPtr<Slot>,
-}
-
-// SAFETY: `timer` and `asked` are touched only by the CPU that handles the vCPU's events, or under the lock while
-// the slot has no vCPU; the rest is atomic, as CPUs may look at a slot that is being given to another vCPU.
-unsafe impl Sync for Slot {}
-
-impl Table<'static> for Slot {
-    #[inline]
-    fn get(&self, place: usize) -> Option<&'static Counters> {
-        // SAFETY: a place is null or counters of the region, which live until `stop`.
-        unsafe { self.places.get(place)?.load(Acquire).as_ref() }
-    }
-}
-
-impl Slot {
-    const fn empty() -> Self {
-        Self {
-            vcpu: AtomicPtr::new(ptr::null_mut()),
-            next: AtomicPtr::new(ptr::null_mut()),
-            timer: UnsafeCell::new(Timer::new()),
-            asked: UnsafeCell::new(None),
-            overflow: AtomicPtr::new(ptr::null_mut()),
-            places: [const { AtomicPtr::new(ptr::null_mut()) }; SLOTS],
-            sibling: AtomicPtr::new(ptr::null_mut()),
-            vm: AtomicPtr::new(ptr::null_mut()),
-            cell: AtomicU32::new(0),
-            overflow_cell: AtomicU32::new(0),
-            cells: [const { AtomicU32::new(0) }; SLOTS],
-            elder: AtomicPtr::new(ptr::null_mut()),
-        }
-    }
-
-    /// Counters of exits that have none of their own.
-    fn overflow(&self) -> &'static Counters {
-        // SAFETY: set before a slot is published, to counters that live until `stop`.
-        unsafe { &*self.overflow.load(Acquire) }
-    }
-
-    fn vm(&self) -> &'static Vm {
-        // SAFETY: set before a slot is published; VMs live until `stop`.
-        unsafe { &*self.vm.load(Acquire) }
-    }
-
-    /// Whether this is the slot of that vCPU.
-    #[inline(always)]
-    pub fn is_of(&self, vcpu: *mut c_void) -> bool {
-        self.vcpu.load(Relaxed) == vcpu
-    }
-
-    /// The vCPU's clock.
-    ///
-    /// # Safety
-    /// Only for the handler of the vCPU's own events, which never runs twice at a time.
-    #[inline]
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn timer(&self) -> &mut Timer<'static> {
-        // SAFETY: the caller is the only one who touches it.
-        unsafe { &mut *self.timer.get() }
-    }
-
-    /// The question that the guest has asked in the exit that is open.
-    ///
-    /// # Safety
-    /// As for [`Slot::timer`].
-    #[inline]
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn asked(&self) -> &mut Option<Asked> {
-        // SAFETY: the caller is the only one who touches it.
-        unsafe { &mut *self.asked.get() }
-    }
-
-    /// The counters of a code, made if this is its first exit.
-    #[inline]
-    pub fn counters(&self, isa: Isa, code: u32) -> &'static Counters {
-        match locate(self, isa, code) {
-            Place::Found(counters) => counters,
-            Place::Empty(place) => self.admit(place, code),
-            Place::Full => self.overflow(),
-        }
-    }
-
-    #[cold]
-    fn admit(&self, place: usize, code: u32) -> &'static Counters {
-        with(|registry| registry.install(self, place, code)).unwrap_or_else(|| self.overflow())
-    }
-
-    fn all(&self) -> impl Iterator<Item = &'static Counters> {
-        (0..SLOTS).filter_map(|place| self.get(place)).chain([self.overflow()])
-    }
-
-    fn add_to(&self, sum: &mut Sum, isa: Isa, scope: Scope) {
-        match scope {
-            Scope::Nothing => {}
-            Scope::All => self.all().for_each(|counters| sum.add(counters)),
-            Scope::Reason(code) => {
-                if let Some(counters) = isa.dense(code).and_then(|place| self.get(place)) {
-                    sum.add(counters);
-                }
-            }
-            Scope::Undefined => {
-                (MAX_REASONS..SLOTS)
-                    .filter_map(|place| self.get(place))
-                    .for_each(|counters| sum.add(counters));
-                sum.add(self.overflow());
-            }
-        }
-    }
-}
-
-/// A VM of which at least one vCPU has shown an exit.
-#[repr(C, align(64))]
-pub struct Vm {
-    /// Its vCPUs, linked through [`Slot::sibling`].
-    slots: AtomicPtr<Slot>,
-    guarded: UnsafeCell<Guarded>,
-}
-
-/// The part of a [`Vm`] that the lock protects.
-struct Guarded {
-    /// KVM's VM; null when no vCPU is left.
-    kvm: *mut c_void,
-    cell: Number,
-    live: u32,
-    finished: u32,
-    /// The next in the list that this VM is in: known, or free.
-    next: *mut Vm,
-}
-
-// SAFETY: `guarded` is touched under the lock only.
-unsafe impl Sync for Vm {}
-
-impl Vm {
-    fn slots(&self) -> impl Iterator<Item = &'static Slot> {
-        // SAFETY: slots live until `stop`; the links are null or slots.
-        let follow = |link: &AtomicPtr<Slot>| unsafe { link.load(Acquire).as_ref() };
-        core::iter::successors(follow(&self.slots), move |slot| follow(&slot.sibling))
-    }
-}
-
-/// What a policy of `vm` shows to a vCPU: the vCPUs of its VM. They can neither vanish nor change their VM while
-/// one of them runs, so this needs no lock.
-pub struct OwnVm<'a>(pub &'a Slot, pub Isa);
-
-impl Figured for OwnVm<'_> {
-    fn sum(&self, scope: Scope) -> Sum {
-        let mut sum = Sum::default();
-        self.0.vm().slots().for_each(|slot| slot.add_to(&mut sum, self.1, scope));
-        sum
-    }
-}
-
 /// What a policy of `host` shows: every VM that there is or was.
 pub struct WholeHost(pub Isa);
 
 impl Figured for WholeHost {
     fn sum(&self, scope: Scope) -> Sum {
         let mut sum = Sum::default();
-        with(|registry| {
-            registry.vms().flat_map(Vm::slots).for_each(|slot| slot.add_to(&mut sum, self.0, scope));
-        });
+        with(|registry| registry.vms().for_each(|vm| vm.add_to(&mut sum, self.0, scope)));
         if let (Scope::All | Scope::Undefined, Some(header)) = (scope, cells::header()) {
             sum.add_exits(header.unaccounted.load(Relaxed));
         }
@@ -284,6 +112,15 @@ pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
     })
 }
 
+/// The counters of a code, made if this is its first exit; the overflow counters where there is no room.
+pub fn counters(slot: &Slot, isa: Isa, code: u32) -> Option<&'static Counters> {
+    match locate(slot, isa, code) {
+        Place::Found(counters) => Some(counters),
+        Place::Empty(place) => with(|registry| registry.install(slot, place, code)),
+        Place::Full => slot.overflow(),
+    }
+}
+
 /// As [`find`], under the lock: what it does not find does not exist.
 pub fn find_surely(vcpu: *mut c_void) -> Option<&'static Slot> {
     find(vcpu).or_else(|| with(|_| find(vcpu)))
@@ -294,7 +131,7 @@ pub fn start() -> Option<()> {
     let started = with(|registry| {
         registry.pool.start()?;
         let vm = registry.add_vm(ptr::null_mut(), state::RETIRED)?;
-        let retired = registry.add_slot(ptr::null_mut(), 0, vm, state::RETIRED)?;
+        let retired = registry.add_slot(0, vm, state::RETIRED)?;
         registry.retired = Some(retired);
         // SAFETY: a slot, which is what the variable holds; it is of no vCPU, so every guess is wrong at first.
         unsafe { ffi::exitscope_set_current(ptr::from_ref(retired).cast()) };
@@ -319,10 +156,8 @@ pub fn stop() {
         registry.finished = 0;
         free_chain(&mut registry.slots, |slot| slot.elder.load(Relaxed));
         registry.free_slots = ptr::null_mut();
-        let next = |vm: &Vm| {
-            // SAFETY: the lock is held.
-            unsafe { (*vm.guarded.get()).next }
-        };
+        // SAFETY: the lock is held.
+        let next = |vm: &Vm| unsafe { vm.guarded().next };
         free_chain(&mut registry.vms, next);
         free_chain(&mut registry.free_vms, next);
         registry.pool.stop();
@@ -344,7 +179,7 @@ impl Registry {
         // SAFETY: VMs live until `stop`, and the lock is held as long as there is a Registry.
         let follow = |vm: *mut Vm| unsafe { vm.as_ref() };
         // SAFETY: as above.
-        core::iter::successors(follow(self.vms), move |vm| follow(unsafe { (*vm.guarded.get()).next }))
+        core::iter::successors(follow(self.vms), move |vm| follow(unsafe { vm.guarded().next }))
     }
 
     fn enroll(&mut self, vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
@@ -354,41 +189,38 @@ impl Registry {
         // SAFETY: the vCPU is alive, its event is being handled.
         let (kvm, id) = unsafe { (ffi::exitscope_vcpu_vm(vcpu), ffi::exitscope_vcpu_id(vcpu)) };
         // SAFETY: the lock is held.
-        let known = self.vms().find(|vm| unsafe { (*vm.guarded.get()).kvm } == kvm);
+        let known = self.vms().find(|vm| unsafe { vm.guarded().kvm } == kvm);
         let vm = match known {
             Some(vm) => vm,
             None => self.add_vm(kvm, state::LIVE)?,
         };
-        let Some(slot) = self.add_slot(vcpu, id, vm, state::LIVE) else {
+        let Some(slot) = self.add_slot(id, vm, state::LIVE) else {
             if known.is_none() {
                 self.drop_newest_vm();
             }
             return None;
         };
+        slot.vcpu.store(vcpu, Release);
         let bucket = bucket(vcpu);
         slot.next.store(bucket.load(Relaxed), Relaxed);
         bucket.store(ptr::from_ref(slot).cast_mut(), Release);
         Some(slot)
     }
 
-    fn add_vm(&mut self, kvm: *mut c_void, life: u32) -> Option<&'static Vm> {
+    fn add_vm(&mut self, kvm: *mut c_void, life: u16) -> Option<&'static Vm> {
         let id = if kvm.is_null() { 0 } else { self.last_id + 1 };
         // SAFETY: KVM's VM lives as long as its vCPU.
         let pid = if kvm.is_null() { 0 } else { unsafe { ffi::exitscope_vm_pid(kvm) } };
         let cell = self.pool.take_vm(id, pid, life)?;
-        let Some(memory) = allocate(&mut self.free_vms, |vm: &Vm| {
-            // SAFETY: the lock is held.
-            unsafe { (*vm.guarded.get()).next }
-        }) else {
+        // SAFETY: the lock is held.
+        let Some(memory) = allocate(&mut self.free_vms, |vm: &Vm| unsafe { vm.guarded().next }) else {
             self.pool.give_back(cell);
             return None;
         };
         self.last_id = id;
-        let guarded = Guarded { kvm, cell, live: 0, finished: 0, next: self.vms };
+        let guarded = Guarded { id, kvm, cell, live: 0, finished: 0, next: self.vms };
         // SAFETY: allocated for a VM, and not yet known to anyone.
-        unsafe {
-            memory.write(Vm { slots: AtomicPtr::new(ptr::null_mut()), guarded: UnsafeCell::new(guarded) })
-        };
+        unsafe { memory.write(Vm::new(guarded)) };
         self.vms = memory.as_ptr();
         // SAFETY: just written; VMs live until `stop`.
         Some(unsafe { memory.as_ref() })
@@ -399,38 +231,29 @@ impl Registry {
         // SAFETY: the lock is held; links are null or VMs.
         let Some(vm) = (unsafe { self.vms.as_ref() }) else { return };
         // SAFETY: as above.
-        let guarded = unsafe { &mut *vm.guarded.get() };
+        let guarded = unsafe { vm.guarded() };
         self.pool.give_back(guarded.cell);
         self.vms = guarded.next;
         guarded.next = self.free_vms;
         self.free_vms = ptr::from_ref(vm).cast_mut();
     }
 
-    fn add_slot(&mut self, vcpu: *mut c_void, id: u32, vm: &'static Vm, life: u32) -> Option<&'static Slot> {
+    fn add_slot(&mut self, id: u32, vm: &'static Vm, life: u16) -> Option<&'static Slot> {
         // SAFETY: the lock is held.
-        let guarded = unsafe { &mut *vm.guarded.get() };
+        let guarded = unsafe { vm.guarded() };
         let cell = self.pool.take_vcpu(guarded.cell, id, life)?;
-        let Some((overflow_cell, overflow)) = self.pool.take_counters(cell, CODE_OVERFLOW) else {
+        let Some(overflow) = self.pool.take_counters(kind::OVERFLOW, cell, 0) else {
             self.pool.give_back(cell);
             return None;
         };
         let Some(slot) = self.free_slot() else {
             self.pool.give_back(cell);
-            self.pool.give_back(overflow_cell);
+            self.pool.give_back(overflow.0);
             return None;
         };
         // SAFETY: the slot has no vCPU, and the lock is held.
-        unsafe {
-            *slot.timer() = Timer::new();
-            *slot.asked() = None;
-        }
-        slot.places.iter().for_each(|place| place.store(ptr::null_mut(), Relaxed));
-        slot.overflow.store(ptr::from_ref(overflow).cast_mut(), Relaxed);
-        slot.vm.store(ptr::from_ref(vm).cast_mut(), Relaxed);
-        slot.cell.store(cell, Relaxed);
-        slot.overflow_cell.store(overflow_cell, Relaxed);
+        unsafe { slot.reset(vm, cell, overflow) };
         slot.sibling.store(vm.slots.load(Relaxed), Relaxed);
-        slot.vcpu.store(vcpu, Release);
         vm.slots.store(ptr::from_ref(slot).cast_mut(), Release);
         guarded.live += 1;
         Some(slot)
@@ -441,21 +264,29 @@ impl Registry {
         let fresh = self.free_slots.is_null();
         let memory = allocate(&mut self.free_slots, |slot: &Slot| slot.sibling.load(Relaxed))?;
         if fresh {
-            let slot = Slot { elder: AtomicPtr::new(self.slots), ..Slot::empty() };
             // SAFETY: allocated for a slot, and known to nobody.
-            unsafe { memory.write(slot) };
+            unsafe { memory.write(Slot::empty()) };
+            // SAFETY: just written.
+            unsafe { memory.as_ref() }.elder.store(self.slots, Relaxed);
             self.slots = memory.as_ptr();
         }
         // SAFETY: initialised; slots live until `stop`.
         Some(unsafe { memory.as_ref() })
     }
 
+    /// Gives a place its own counters, or the overflow counters for good where memory is short.
     fn install(&mut self, slot: &Slot, place: usize, code: u32) -> Option<&'static Counters> {
-        let (entry, cell) = (slot.places.get(place)?, slot.cells.get(place)?);
-        let (number, counters) = self.pool.take_counters(slot.cell.load(Relaxed), code.into())?;
-        cell.store(number, Relaxed);
-        entry.store(ptr::from_ref(counters).cast_mut(), Release);
-        Some(counters)
+        match self.pool.take_counters(kind::COUNTERS, slot.cell.load(Relaxed), code) {
+            Some((number, counters)) => {
+                slot.install(place, (number, counters));
+                Some(counters)
+            }
+            None => {
+                let overflow = slot.overflow()?;
+                slot.share(place, overflow);
+                Some(overflow)
+            }
+        }
     }
 
     fn finish(&mut self, vcpu: *mut c_void) {
@@ -470,11 +301,11 @@ impl Registry {
             link = &other.next;
         }
         slot.vcpu.store(ptr::null_mut(), Relaxed);
-        if let Some(shown) = cells::vcpu(slot.cell.load(Relaxed)) {
+        if let Some(shown) = slot.shown() {
             shown.head.state.store(state::FINISHED, Release);
         }
         // SAFETY: the lock is held.
-        let vm = unsafe { &mut *slot.vm().guarded.get() };
+        let vm = unsafe { slot.vm().guarded() };
         vm.live -= 1;
         vm.finished += 1;
         self.finished += 1;
@@ -500,7 +331,7 @@ impl Registry {
         // SAFETY: the lock is held, links are null or VMs.
         while let Some(vm) = unsafe { (*link).as_ref() } {
             // SAFETY: as above.
-            let guarded = unsafe { &mut *vm.guarded.get() };
+            let guarded = unsafe { vm.guarded() };
             if guarded.live == 0 {
                 oldest = Some((link, vm));
             }
@@ -509,7 +340,7 @@ impl Registry {
         let (link, vm) = oldest?;
         // SAFETY: the lock is held; `link` is the one that leads to `vm`.
         let guarded = unsafe {
-            let guarded = &mut *vm.guarded.get();
+            let guarded = vm.guarded();
             *link = guarded.next;
             guarded
         };
@@ -527,22 +358,119 @@ impl Registry {
     }
 
     fn retire(&mut self, slot: &Slot, retired: &Slot) {
-        for (place, cell) in slot.cells.iter().enumerate() {
-            let Some(counters) = slot.get(place) else { continue };
-            let code = counters.code.load(Relaxed) as u32;
-            let into = if place < MAX_REASONS {
-                retired.get(place).or_else(|| self.install(retired, place, code))
-            } else {
-                None
-            };
-            absorb(into.unwrap_or_else(|| retired.overflow()), counters);
-            self.pool.give_back(cell.load(Relaxed));
+        if let (Some(from), Some(into)) = (slot.shown(), retired.shown()) {
+            for (into, from) in [(&into.unannounced, &from.unannounced), (&into.backwards, &from.backwards)] {
+                into.store(into.load(Relaxed).wrapping_add(from.load(Relaxed)), Relaxed);
+            }
         }
-        absorb(retired.overflow(), slot.overflow());
-        self.pool.give_back(slot.overflow_cell.load(Relaxed));
+        for place in slot.owned() {
+            let Some(counters) = slot.get(place) else { continue };
+            let code = counters.head.code.load(Relaxed);
+            if place < MAX_REASONS && retired.get(place).is_none() {
+                self.install(retired, place, code);
+            }
+            let target = if retired.owns(place) { place } else { OVERFLOW };
+            if let Some(into) = retired.get(target) {
+                absorb(into, counters);
+            }
+            if let Some(cell) = slot.cells.get(place) {
+                self.pool.give_back(cell.load(Relaxed));
+            }
+            self.retire_baseline(slot, place, retired, target);
+        }
         self.pool.give_back(slot.cell.load(Relaxed));
         slot.sibling.store(self.free_slots, Relaxed);
         self.free_slots = ptr::from_ref(slot).cast_mut();
+    }
+
+    /// Adds a baseline to that of the account which its counters were added to.
+    fn retire_baseline(&mut self, slot: &Slot, place: usize, retired: &Slot, target: usize) {
+        let cell = slot.baselines.get(place).map_or(0, |cell| cell.load(Relaxed));
+        // Room is there: the cell of the counters has just become free.
+        if cell != 0
+            && let (Some(from), Some(into)) = (cells::counters(cell), self.baseline(retired, target))
+        {
+            absorb(into, from);
+            self.pool.give_back(cell);
+        }
+    }
+
+    /// The baseline of an account, which is zero if it has just been made.
+    fn baseline(&mut self, slot: &Slot, place: usize) -> Option<&'static Counters> {
+        let (cell, counters) = (slot.baselines.get(place)?, slot.cells.get(place)?);
+        match cell.load(Relaxed) {
+            0 => {
+                let code = slot.get(place)?.head.code.load(Relaxed);
+                let taken = self.pool.take_counters(kind::BASELINE, counters.load(Relaxed), code)?;
+                cell.store(taken.0, Relaxed);
+                Some(taken.1)
+            }
+            number => cells::counters(number),
+        }
+    }
+}
+
+/// Sets whose exits the guest of a live VM is told; `None` leaves that to the module's parameter. False when there is
+/// no such VM.
+pub fn set_expose(id: u64, expose: Option<Expose>) -> bool {
+    with(|registry| {
+        // SAFETY: the lock is held.
+        let mut all = registry.vms().map(|vm| (vm, unsafe { vm.guarded() }));
+        let Some((vm, guarded)) = all.find(|(_, guarded)| guarded.id == id && guarded.live > 0) else {
+            return false;
+        };
+        vm.set_expose(expose);
+        if let Some(shown) = cells::vm(guarded.cell) {
+            shown.expose.store(expose.map_or(EXPOSE_AS_MODULE, |expose| expose as u32), Relaxed);
+        }
+        true
+    })
+}
+
+/// Copies every account to its baseline, one VM after the other, so that the lock is not held for long. False where
+/// memory is short; then nothing has been done, unless other VMs took the memory meanwhile. One call at a time.
+pub fn reset() -> bool {
+    if with(Registry::reserve_baselines).is_none() {
+        return false;
+    }
+    cells::announce_reset();
+    let mut done = Some(());
+    let mut below = u64::MAX;
+    while let (Some(()), Some(id)) = (done, with(|registry| registry.newest_below(below))) {
+        done = with(|registry| registry.reset_vm(id));
+        below = id;
+    }
+    cells::announce_reset();
+    done.is_some()
+}
+
+impl Registry {
+    /// Makes sure that there is room for the baselines that are missing.
+    fn reserve_baselines(&mut self) -> Option<()> {
+        let missing = |slot: &'static Slot| {
+            let has = |place: &usize| slot.baselines.get(*place).is_some_and(|cell| cell.load(Relaxed) != 0);
+            slot.owned().filter(move |place| !has(place)).count()
+        };
+        let missing = self.vms().flat_map(Vm::slots).map(missing).sum();
+        self.pool.reserve(missing)
+    }
+
+    /// The greatest number of a VM below that one; the list is in descending order, and ends with 0 for retired VMs.
+    fn newest_below(&mut self, below: u64) -> Option<u64> {
+        // SAFETY: the lock is held.
+        self.vms().map(|vm| unsafe { vm.guarded().id }).find(|&id| id < below)
+    }
+
+    fn reset_vm(&mut self, id: u64) -> Option<()> {
+        // SAFETY: the lock is held.
+        let Some(vm) = self.vms().find(|vm| unsafe { vm.guarded().id } == id) else { return Some(()) };
+        for slot in vm.slots() {
+            for place in slot.owned() {
+                let counters = slot.get(place)?;
+                copy(self.baseline(slot, place)?, counters);
+            }
+        }
+        Some(())
     }
 }
 

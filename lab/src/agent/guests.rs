@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use exitscope_host::model::Tick;
 use exitscope_host::region::{DEVICE, Region};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::host::{Channel, run_steps};
 use super::qemu;
@@ -20,7 +21,7 @@ use crate::job::{Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MARK, Guest, JOB, Job,
 /// Time that guests get to start before the steps of `meanwhile` begin.
 const HEAD_START: Duration = Duration::from_millis(400);
 /// A guest that takes longer has hung.
-const TIME_LIMIT: &str = "120";
+const TIME_LIMIT: u64 = 300;
 /// The guests' kernel command line: short of log lines, each byte of which is an exit; without XSAVE, which TCG gets
 /// wrong in a guest; without tests of ciphers and of entropy, and without REP MOVSB, all of which cost emulated time.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 random.trust_cpu=on noxsave cryptomgr.notests initcall_blacklist=jent_mod_init clearcpuid=erms,fsrm";
@@ -58,6 +59,7 @@ fn run_to_end(guests: &[Guest], began: Instant, meanwhile: &[Step], channel: &mu
     let mut running = guests.iter().map(start).collect::<io::Result<Vec<_>>>()?;
     if !meanwhile.is_empty() {
         thread::sleep(HEAD_START);
+        guests.iter().filter(|guest| guest.lingers).try_for_each(|guest| wait_for_outcome(&guest.name))?;
         run_steps(meanwhile, channel)?;
     }
     let outlasted: Vec<bool> =
@@ -66,6 +68,34 @@ fn run_to_end(guests: &[Guest], began: Instant, meanwhile: &[Step], channel: &mu
         channel.tell(&guest.finish(outlasted)?)?;
     }
     Ok(())
+}
+
+/// Where a guest's VMM tells what its vCPUs reported, when they have ended.
+fn outcome(name: &str) -> PathBuf {
+    PathBuf::from(format!("/tmp/{name}.outcome"))
+}
+
+fn wait_for_outcome(name: &str) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(TIME_LIMIT);
+    while !outcome(name).exists() {
+        if Instant::now() > deadline {
+            return Err(io::Error::other(format!("guest {name} does not come to its end")));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Where the process of a guest's VMM is noted.
+fn process(name: &str) -> PathBuf {
+    PathBuf::from(format!("/tmp/{name}.pid"))
+}
+
+/// Stops a guest's process, or lets it go on.
+pub fn pause(name: &str, on: bool) -> io::Result<()> {
+    let pid = fs::read_to_string(process(name))?.parse().ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other(format!("guest {name} has no process")))?;
+    Ok(kill_process(pid, if on { Signal::STOP } else { Signal::CONT })?)
 }
 
 /// Samples the number of exits until it is over.
@@ -140,12 +170,18 @@ struct Running {
 
 impl Running {
     fn start(guest: &Guest, payload: impl FnOnce(&mut Command) -> io::Result<()>) -> io::Result<Self> {
-        let outcome = PathBuf::from(format!("/tmp/{}.outcome", guest.name));
+        let outcome = outcome(&guest.name);
+        // That of a guest of the same name before.
+        let _ = fs::remove_file(&outcome);
         let mut command = Command::new("/proc/self/exe");
-        command.args(["vmm", "--timeout", TIME_LIMIT, "--vcpus", &guest.vcpus.to_string()]);
+        command.args(["vmm", "--timeout", &TIME_LIMIT.to_string(), "--vcpus", &guest.vcpus.to_string()]);
         command.arg("--outcome").arg(&outcome);
+        if guest.lingers {
+            command.arg("--linger");
+        }
         payload(&mut command)?;
-        let mut vmm = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut vmm = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        fs::write(process(&guest.name), vmm.id().to_string())?;
         let console = vmm.stdout.take().map(|mut stdout| {
             thread::spawn(move || {
                 let mut text = Vec::new();
@@ -163,6 +199,8 @@ impl Vmm for Running {
     }
 
     fn finish(mut self: Box<Self>, outlasted: bool) -> io::Result<Event> {
+        // A guest that lingers may go.
+        drop(self.vmm.stdin.take());
         let mut complaint = String::new();
         if let Some(mut stderr) = self.vmm.stderr.take() {
             stderr.read_to_string(&mut complaint)?;

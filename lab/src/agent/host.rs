@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use exitscope_guest::debug_port::DebugPort;
+use exitscope_host::abuse::abuse;
 use exitscope_host::region::{DEVICE, Region};
 
 use super::{capabilities, guests, kernel, output_of};
@@ -79,11 +82,21 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         Step::Capabilities => channel.tell(&capabilities::read()?),
         Step::Guests { guests, sample_ms, meanwhile } => {
             let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
-            channel.phase(format!("runs {}", names.join(", ")))?;
+            let names = if names.len() > 4 { format!("{} guests", names.len()) } else { names.join(", ") };
+            channel.phase(format!("runs {names}"))?;
             guests::run(guests, *sample_ms, meanwhile, channel)
         }
         Step::Run { label, command } => {
             channel.tell(&Event::Output { label: label.clone(), output: output_of(command) })
+        }
+        Step::Pause { guest, on } => guests::pause(guest, *on),
+        Step::Sleep { ms } => {
+            thread::sleep(Duration::from_millis(*ms));
+            Ok(())
+        }
+        Step::Abuse { seed, requests } => {
+            channel.phase("asks the module's device for nonsense")?;
+            abuse(Path::new(DEVICE), *seed, *requests)
         }
         Step::Refused { label, step } => match run_step(step, channel) {
             Ok(()) => Err(io::Error::other(format!("{label}: {step:?} succeeded, but must fail"))),

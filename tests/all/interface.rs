@@ -1,0 +1,231 @@
+//! What an administrator may ask of `/dev/exitscope`: to read, a policy for one VM, a reset; and what must be refused.
+
+use exitscope_abi::region::FIELDS;
+use exitscope_host::model::{self, Reason, Vm};
+use exitscope_lab::job::{Guest, Step};
+use exitscope_tests::{
+    Told, command, exits, exits_by_code, flat, guests, insert, linux, machine, remove, sums_are_totals,
+    while_running,
+};
+use serde::Deserialize;
+
+const CPUID: u32 = 0x72;
+const RDMSR: u32 = 0x7c;
+
+/// What `exitscope module status --json` prints.
+#[derive(Deserialize)]
+struct Status {
+    quality: model::Quality,
+    vms: Vec<Vm>,
+}
+
+fn status(told: &Told, label: &str) -> Status {
+    serde_json::from_str(told.output(label)).unwrap()
+}
+
+fn status_step(label: &str) -> Step {
+    command(label, &["module", "status", "--json"])
+}
+
+fn since_reset_step(label: &str) -> Step {
+    command(label, &["module", "status", "--json", "--since-reset"])
+}
+
+/// A guest whose VM stays while the steps are done.
+fn lingering(name: &str, workload: &str, iterations: u64, vcpus: u32) -> Guest {
+    Guest { lingers: true, ..flat(name, workload, iterations, vcpus) }
+}
+
+fn reasons(vm: &Vm) -> Vec<Reason> {
+    model::merge(vm.vcpus.iter().flat_map(|vcpu| &vcpu.reasons))
+}
+
+#[test]
+fn a_policy_may_be_set_for_one_vm() {
+    let read = ["/init guest --json"];
+    let policy = |label: &str, vm: &str, policy: &str| command(label, &["module", "policy", vm, policy]);
+    let steps = vec![
+        insert(""),
+        guests(vec![flat("first", "rdmsr", 1_000, 1)]),
+        while_running(vec![linux("quiet", &read)], vec![policy("off", "2", "off"), status_step("during")]),
+        while_running(vec![linux("all", &read)], vec![policy("host", "3", "host")]),
+        while_running(
+            vec![linux("own", &read)],
+            vec![policy("vm", "4", "host"), policy("back", "4", "default")],
+        ),
+        policy("finished", "1", "off"),
+        policy("none", "99", "off"),
+        policy("wrong", "1", "everyone"),
+        Step::Snapshot { label: "end".into() },
+        remove(),
+    ];
+    let told = machine("policy-of-one", steps);
+    for done in ["off", "host", "vm", "back"] {
+        told.output(done);
+    }
+    let during = status(&told, "during").vms;
+    let shown: Vec<_> = during.iter().map(|vm| (vm.id.as_str(), vm.expose.as_deref())).collect();
+    assert_eq!(shown, [("1", None), ("2", Some("off"))]);
+
+    let quiet = &told.guest("quiet").outputs[0];
+    assert_eq!(quiet.status, Some(1));
+    assert!(quiet.stderr.contains("no exitscope answers"), "{quiet:?}");
+    let view = |guest: &str| -> model::GuestView {
+        serde_json::from_str(&told.guest(guest).outputs[0].stdout).unwrap()
+    };
+    let [all, own] = ["all", "own"].map(view);
+    assert_eq!((all.expose.as_str(), own.expose.as_str()), ("host", "vm"));
+    let before: u64 = ["first", "quiet"].map(|guest| told.vm("end", guest).total().exits).iter().sum();
+    assert!(all.total.exits > before, "{:?}", all.total);
+    assert!(own.total.exits <= told.vm("end", "own").total().exits);
+
+    for (label, code, why) in [
+        ("finished", 1, "no live VM has the number 1"),
+        ("none", 1, "no live VM has the number 99"),
+        ("wrong", 2, "want off, vm, host or default"),
+    ] {
+        let end = told.end_of(label);
+        assert_eq!(end.status, Some(code), "{end:?}");
+        assert!(end.stderr.contains(why), "{end:?}");
+    }
+}
+
+#[test]
+fn a_reset_is_a_baseline_that_readers_subtract() {
+    let steps = vec![
+        Step::Witness,
+        insert(""),
+        while_running(
+            vec![lingering("before", "cpuid", 1_000, 1)],
+            vec![
+                command("reset", &["module", "reset"]),
+                since_reset_step("nothing"),
+                guests(vec![flat("frame", "rdmsr", 0, 1)]),
+                guests(vec![flat("after", "rdmsr", 500, 1)]),
+                since_reset_step("since"),
+                status_step("all"),
+                command("again", &["module", "reset"]),
+            ],
+        ),
+        // More VMs than are kept apart: baselines go the way of the counters.
+        Step::Repeat { times: 260, steps: vec![guests(vec![flat("one", "cpuid", 10, 1)])] },
+        since_reset_step("later"),
+        Step::Snapshot { label: "end".into() },
+        Step::Testify { label: "end".into() },
+        remove(),
+    ];
+    let told = machine("reset", steps);
+    told.output("reset");
+    // `before` lingers outside the guest: what has come since is not its own.
+    assert!(status(&told, "nothing").vms.iter().all(|vm| vm.total().exits == 0));
+    let since = status(&told, "since").vms;
+    sums_are_totals(&since);
+    assert_eq!(since.iter().filter(|vm| vm.total().exits > 0).count(), 2);
+    let [frame, after] = [1, 2].map(|index| exits(&reasons(&since[index]), RDMSR));
+    assert_eq!(after - frame, 500);
+    let all = status(&told, "all").vms;
+    assert!(exits(&reasons(&all[0]), CPUID) >= 1_000);
+    assert_eq!(all[1..], since[1..]);
+
+    let later = status(&told, "later").vms;
+    sums_are_totals(&later);
+    let cpuids: u64 = later.iter().map(|vm| exits(&reasons(vm), CPUID)).sum();
+    assert_eq!(cpuids, 260 * 10);
+    assert_eq!(exits_by_code(told.snapshot("end")), told.witness("end"));
+}
+
+#[test]
+fn nonsense_is_refused_and_disturbs_nobody() {
+    let abuse = |seed| Step::Abuse { seed, requests: 400 };
+    let steps = vec![
+        Step::Witness,
+        insert(""),
+        abuse(1),
+        while_running(vec![flat("frame", "cpuid", 0, 2)], vec![]),
+        while_running(vec![flat("bystander", "cpuid", 200_000, 2)], vec![abuse(2), abuse(3)]),
+        Step::Snapshot { label: "end".into() },
+        Step::Testify { label: "end".into() },
+        remove(),
+    ];
+    // `machine` fails on any warning in the kernel's log.
+    let told = machine("nonsense", steps);
+    assert!(told.guest("bystander").outlasted);
+    for (frame, full) in told.vm("end", "frame").vcpus.iter().zip(&told.vm("end", "bystander").vcpus) {
+        assert_eq!(exits(&full.reasons, CPUID) - exits(&frame.reasons, CPUID), 200_000);
+    }
+    assert_eq!(exits_by_code(told.snapshot("end")), told.witness("end"));
+}
+
+#[test]
+fn the_region_describes_itself() {
+    let told = machine(
+        "self-description",
+        vec![insert(""), command("layout", &["module", "layout", "--json"]), remove()],
+    );
+    let shown: serde_json::Value = serde_json::from_str(told.output("layout")).unwrap();
+    let expected: Vec<_> = FIELDS
+        .iter()
+        .map(|field| {
+            serde_json::json!({
+                "kind": field.kind, "offset": field.offset, "width": field.width,
+                "count": field.count, "name": field.name,
+            })
+        })
+        .collect();
+    assert_eq!(shown, serde_json::Value::from(expected));
+}
+
+#[test]
+fn a_thousand_vcpus_are_counted_at_once() {
+    const VMS: u32 = 8;
+    const VCPUS: u32 = 128;
+    let crowd =
+        |count| (0..VMS).map(|vm| lingering(&format!("vm-{count}-{vm}"), "rdmsr", count, VCPUS)).collect();
+    let steps = vec![
+        insert(""),
+        guests(vec![flat("frame", "rdmsr", 0, 1)]),
+        while_running(crowd(20), vec![status_step("crowd")]),
+        remove(),
+    ];
+    let told = machine("crowd", steps);
+    let crowd = status(&told, "crowd");
+    assert_eq!(crowd.quality, model::Quality::default());
+    let frame = exits(&reasons(&crowd.vms[0]), RDMSR);
+    let live: Vec<&Vm> = crowd.vms.iter().filter(|vm| !vm.finished).collect();
+    assert_eq!(live.len(), VMS as usize);
+    for vm in live {
+        assert_eq!(vm.vcpus.len(), VCPUS as usize);
+        for vcpu in &vm.vcpus {
+            assert_eq!(exits(&vcpu.reasons, RDMSR) - frame, 20, "vCPU {} of VM {}", vcpu.id, vm.id);
+        }
+    }
+}
+
+#[test]
+fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
+    let steps = vec![
+        Step::Witness,
+        // The region's first page has one cell that is free: not enough for a single vCPU. The second has room for two.
+        insert("pages=2"),
+        guests(vec![flat("one", "cpuid", 1_000, 1)]),
+        guests(vec![flat("two", "mmio", 1_000, 2)]),
+        status_step("end"),
+        Step::Testify { label: "end".into() },
+        remove(),
+    ];
+    let told = machine("short", steps);
+    let end = status(&told, "end");
+    assert!(end.quality.overflowed && end.quality.unaccounted > 0, "{:?}", end.quality);
+    sums_are_totals(&end.vms);
+    let counted: u64 = end.vms.iter().map(|vm| vm.total().exits).sum();
+    let witnessed: u64 = told.witness("end").values().sum();
+    assert_eq!(counted + end.quality.unaccounted, witnessed);
+    let overflow: u64 = end
+        .vms
+        .iter()
+        .flat_map(reasons)
+        .filter(|reason| reason.code == model::OVERFLOW)
+        .map(|reason| reason.exits)
+        .sum();
+    assert!(overflow > 0);
+}
