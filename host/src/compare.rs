@@ -231,7 +231,7 @@ mod tests {
     fn run(isa: &str, paging: &str, reasons: &[(u64, &str, u64)]) -> Report {
         let account = |&(code, name, exits): &(u64, &str, u64)| Reason {
             code,
-            name: name.into(),
+            name: name.to_owned().into(),
             exits,
             cycles: 100 * exits,
             ..Reason::default()

@@ -2,6 +2,7 @@
 //!
 //! All cycles are ticks of the time stamp counter of the machine that ran KVM.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use exitscope_abi::reason::Isa;
@@ -105,7 +106,7 @@ pub struct Reason {
     /// Exit reason (VMX) or exit code (SVM); 2^32 for exits that found no room.
     pub code: u64,
     /// The field's name of it, or `UNKNOWN(code)`.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// Exits.
     pub exits: u64,
     /// Cycles of all timed exits: the sum of the next three, where they are told.
@@ -270,12 +271,12 @@ pub struct Quality {
 }
 
 /// The name of a code, never hiding one that has none.
-pub fn name(isa: Isa, code: u64) -> String {
+pub fn name(isa: Isa, code: u64) -> Cow<'static, str> {
     if code == OVERFLOW {
         return "OVERFLOW".into();
     }
     let reason = u32::try_from(code).ok().and_then(|code| isa.reason(code));
-    reason.map_or_else(|| format!("UNKNOWN({code})"), |reason| reason.name.into())
+    reason.map_or_else(|| format!("UNKNOWN({code})").into(), |reason| reason.name.into())
 }
 
 /// Adds up accounts.

@@ -306,8 +306,10 @@ impl Small for Schema {}
 
 fn reason(counters: &Counters, code: u64, isa: Isa) -> Reason {
     let read = |counter: &AtomicU64| counter.load(Relaxed);
-    let buckets = counters.histogram.iter().enumerate().map(|(i, count)| (bucket_low(i), read(count)));
-    let histogram: Vec<(u64, u64)> = buckets.filter(|&(_, count)| count > 0).collect();
+    let counts = counters.histogram.each_ref().map(read);
+    let mut histogram = Vec::with_capacity(counts.iter().filter(|&&count| count > 0).count());
+    let buckets = counts.iter().enumerate().map(|(bucket, &count)| (bucket_low(bucket), count));
+    histogram.extend(buckets.filter(|&(_, count)| count > 0));
     // Parts before the whole, and exits after the histogram, so that neither falls short of what is in it.
     let [user, halted] = [&counters.user, &counters.halted].map(read);
     fence(Acquire);

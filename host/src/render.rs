@@ -79,7 +79,7 @@ pub fn reasons(reasons: &[Reason], total: Total) -> String {
     ]);
     for reason in reasons {
         table.row([
-            reason.name.clone(),
+            reason.name.to_string(),
             reason.code.to_string(),
             grouped(reason.exits),
             share(reason.exits, total.exits),

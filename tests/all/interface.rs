@@ -205,9 +205,9 @@ fn a_thousand_vcpus_are_counted_at_once() {
 fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
     let steps = vec![
         Step::Witness,
-        // The region's first page has one cell that is free: not enough for a single vCPU. The second has room for two.
+        // Nine cells for VMs: one of one vCPU with some of a Linux guest's reasons, and then none.
         insert("pages=2"),
-        guests(vec![flat("one", "cpuid", 1_000, 1)]),
+        guests(vec![linux("one", &["/init guest"])]),
         guests(vec![flat("two", "mmio", 1_000, 2)]),
         status_step("end"),
         Step::Testify { label: "end".into() },

@@ -142,7 +142,7 @@ fn most_and_least(boot: &Boot) -> String {
 }
 
 fn ranking(boot: &Boot) -> Block {
-    let rows = seen(boot).into_iter().map(|reason| (reason.name.clone(), vec![reason.exits])).collect();
+    let rows = seen(boot).into_iter().map(|reason| (reason.name.to_string(), vec![reason.exits])).collect();
     Block::Figure(Figure {
         title: format!("Exits of {} by reason, log scale", whose(boot)),
         description: most_and_least(boot),
@@ -163,7 +163,7 @@ fn ranking_table(boot: &Boot) -> Block {
     let mut grid = Grid::new(format!("Exits of {}, most frequent first", whose(boot)), &columns);
     for reason in seen(boot) {
         grid.row([
-            reason.name.clone(),
+            reason.name.to_string(),
             reason.code.to_string(),
             grouped(reason.exits),
             share(reason.exits, total),

@@ -21,7 +21,7 @@ fn machine(vendor: &str, paging: &str) -> Machine {
 fn run(vendor: &str, paging: &str, reasons: &[(u64, &str, u64)]) -> Report {
     let account = |&(code, name, exits): &(u64, &str, u64)| Reason {
         code,
-        name: name.into(),
+        name: name.to_owned().into(),
         exits,
         cycles: 1_003 * exits,
         ..Reason::default()
