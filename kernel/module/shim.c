@@ -26,6 +26,15 @@
 #error "exitscope allocates in its probes: this kernel (CONFIG_PREEMPT_RT) is not supported"
 #endif
 
+/* Where KVM holds the guest's RIP between exit and entry, and whether it does. The kernel's BTF is asked too (facts). */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 0, 0)
+#define RIP arch.regs[VCPU_REGS_RIP]
+#define RIP_IS_HELD(vcpu) ((vcpu)->arch.regs_avail & BIT(VCPU_REGS_RIP))
+#else
+#define RIP arch.rip
+#define RIP_IS_HELD(vcpu) test_bit(VCPU_REG_RIP, (vcpu)->arch.regs_avail)
+#endif
+
 /* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
 #define OFFSET(name, value) \
 	asm(".globl " #name "\n.set " #name ", %c0" :: "i"(value))
@@ -39,7 +48,6 @@ static void __used offsets(void)
 static_assert(offsetof(struct vmcb, control.exit_code) == 0x70);
 /* As src/probe.rs has them. */
 static_assert(VCPU_REGS_RAX == 0 && VCPU_REGS_RCX == 1 && VCPU_REGS_RDX == 2 && VCPU_REGS_RBX == 3);
-static_assert(VCPU_REGS_RIP < ARRAY_SIZE(((struct kvm_vcpu *)0)->arch.regs));
 
 DEFINE_PER_CPU(const void *, exitscope_current);
 
@@ -104,9 +112,9 @@ bool exitscope_vcpu_protected(struct kvm_vcpu *vcpu)
 
 bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip)
 {
-	if (!(vcpu->arch.regs_avail & BIT(VCPU_REGS_RIP)))
+	if (!RIP_IS_HELD(vcpu))
 		return false;
-	*rip = vcpu->arch.regs[VCPU_REGS_RIP];
+	*rip = vcpu->RIP;
 	return true;
 }
 
