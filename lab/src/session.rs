@@ -118,7 +118,7 @@ impl Lab {
         fs::create_dir_all(out).map_err(Error::io("make", out))?;
         let cache = Cache::open()?;
         progress.phase(format!("finds a stock Linux {}", series.name()));
-        let kernel = kernel::resolve(series, &cache)?;
+        let kernel = kernel::resolve(series, &cache, progress)?;
         progress.phase(format!("prepares Linux {}", kernel.release));
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
         let needed: Vec<&str> = MODULES_NEEDED.into_iter().chain([vendor.kvm_module()]).collect();
@@ -257,6 +257,11 @@ fn build_module(kernel: &Kernel) -> Result<PathBuf, Error> {
     let mut command = Command::new(MAKE.find()?);
     command.arg("-C").arg(sources.join("kernel/module"));
     command.arg(format!("KDIR={}", kernel.build.display())).arg(format!("OUT={}", out.display()));
+    if let Some(tools) = &kernel.tools {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let path = env::join_paths([tools.clone()].into_iter().chain(env::split_paths(&path)));
+        command.env("PATH", path.unwrap_or_default());
+    }
     // A make above us would hand down its flags and variables.
     command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
     tool::output(&mut command)?;
