@@ -5,17 +5,20 @@
 #include <asm/hypervisor.h>
 #include <asm/svm.h>
 #include <asm/tsc.h>
+#include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/kprobes.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/tracepoint.h>
 #include <linux/version.h>
+#include <linux/vmalloc.h>
 
 #include "shim.h"
 
@@ -26,7 +29,7 @@
 #error "exitscope allocates in its probes: this kernel (CONFIG_PREEMPT_RT) is not supported"
 #endif
 
-/* Where KVM holds the guest's RIP between exit and entry, and whether it does. The kernel's BTF is asked too (facts). */
+/* Where KVM holds the guest's RIP between exit and entry, and whether it does. */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(7, 0, 0)
 #define RIP arch.regs[VCPU_REGS_RIP]
 #define RIP_IS_HELD(vcpu) ((vcpu)->arch.regs_avail & BIT(VCPU_REGS_RIP))
@@ -35,14 +38,16 @@
 #define RIP_IS_HELD(vcpu) test_bit(VCPU_REG_RIP, (vcpu)->arch.regs_avail)
 #endif
 
+/* KVM's struct vcpu_svm, in no header, begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
+#define VMCB_POINTER ALIGN(sizeof(struct kvm_vcpu), sizeof(void *))
+
 /* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
 #define OFFSET(name, value) \
 	asm(".globl " #name "\n.set " #name ", %c0" :: "i"(value))
 
 static void __used offsets(void)
 {
-	/* KVM's struct vcpu_svm begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
-	OFFSET(exitscope_vmcb_pointer, ALIGN(sizeof(struct kvm_vcpu), sizeof(void *)));
+	OFFSET(exitscope_vmcb_pointer, VMCB_POINTER);
 	OFFSET(exitscope_vcpu_regs, offsetof(struct kvm_vcpu, arch.regs));
 }
 static_assert(offsetof(struct vmcb, control.exit_code) == 0x70);
@@ -216,6 +221,105 @@ static struct miscdevice region_device = {
 	.mode = 0600,
 };
 
+/* ---- what this module takes for granted, proven against the BTF of the kernel that runs ---- */
+
+#define FACT(type, member) { #type "." #member, offsetof(struct type, member), sizeof_field(struct type, member) }
+/* A parameter that is a vCPU: what it points to has what only a vCPU has, in its place. */
+#define TAKES_VCPU(function) { function "->vcpu_id", offsetof(struct kvm_vcpu, vcpu_id), sizeof_field(struct kvm_vcpu, vcpu_id) }
+
+/* Headers say these, but for the kernel that they belong to: nothing else makes sure that it is this one. */
+static const struct exitscope_fact kvm_facts[] = {
+	{ "kvm_vcpu", 0, sizeof(struct kvm_vcpu) },
+	FACT(kvm_vcpu, kvm),
+	FACT(kvm_vcpu, vcpu_id),
+	FACT(kvm_vcpu, arch.regs),
+	FACT(kvm_vcpu, arch.regs_avail),
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
+	FACT(kvm_vcpu, arch.rip),
+#endif
+	FACT(kvm_vcpu, arch.guest_state_protected),
+	FACT(kvm, userspace_pid),
+	TAKES_VCPU("btf_trace_kvm_exit(1)"),
+	TAKES_VCPU("btf_trace_kvm_entry(1)"),
+	TAKES_VCPU("kvm_arch_vcpu_destroy(0)"),
+};
+
+/* No header says these. */
+static const struct exitscope_fact svm_facts[] = {
+	{ "vcpu_svm.vcpu", 0, sizeof(struct kvm_vcpu) },
+	{ "vcpu_svm.vmcb", VMCB_POINTER, sizeof(void *) },
+	{ "vcpu_svm.vmcb->control.exit_code", offsetof(struct vmcb, control.exit_code),
+	  sizeof_field(struct vmcb, control.exit_code) },
+};
+
+/* A file of sysfs as a whole; its inode has its size. */
+static void *read_whole(const char *path, size_t *size)
+{
+	struct file *file = filp_open(path, O_RDONLY, 0);
+	char *bytes = NULL;
+	loff_t at = 0;
+	ssize_t got;
+
+	if (IS_ERR(file))
+		return ERR_CAST(file);
+	*size = i_size_read(file_inode(file));
+	bytes = vmalloc(*size);
+	if (!bytes)
+		bytes = ERR_PTR(-ENOMEM);
+	while (!IS_ERR(bytes) && at < *size) {
+		got = kernel_read(file, bytes + at, *size - at, &at);
+		if (got <= 0) {
+			vfree(bytes);
+			bytes = ERR_PTR(got ?: -EIO);
+		}
+	}
+	filp_close(file, NULL);
+	return bytes;
+}
+
+#define BTF "/sys/kernel/btf/"
+
+/* Whether a module of KVM's is as the facts say. -ENOENT without a word: it is not there, or has no BTF. */
+static int prove_with(const void *kernel, size_t kernel_size, const char *name, const struct exitscope_fact *facts,
+		      size_t count)
+{
+	struct exitscope_fact found;
+	const void *module;
+	size_t size, proven;
+	char path[64];
+
+	snprintf(path, sizeof(path), BTF "%s", name);
+	module = read_whole(path, &size);
+	if (IS_ERR(module))
+		return PTR_ERR(module);
+	proven = exitscope_prove(kernel, kernel_size, module, size, facts, count, &found);
+	vfree(module);
+	if (proven == count)
+		return 0;
+	if (found.size)
+		pr_err("%s has %s at byte %u (of %u bytes), this module was built for byte %u (of %u): build it for this kernel\n",
+		       path, facts[proven].what, found.offset, found.size, facts[proven].offset, facts[proven].size);
+	else
+		pr_err("%s does not say where %s is: this kernel is not supported\n", path, facts[proven].what);
+	return -EOPNOTSUPP;
+}
+
+static int prove(const char *name, const struct exitscope_fact *facts, size_t count)
+{
+	size_t size;
+	void *kernel = read_whole(BTF "vmlinux", &size);
+	int err;
+
+	if (IS_ERR(kernel)) {
+		pr_err("cannot read " BTF "vmlinux (%ld), which tells what KVM's structures are like: this kernel is not supported\n",
+		       PTR_ERR(kernel));
+		return -EOPNOTSUPP;
+	}
+	err = prove_with(kernel, size, name, facts, count);
+	vfree(kernel);
+	return err;
+}
+
 /* ---- probes ---- */
 
 /* Exported by kvm.ko; their declarations are in headers that distributions do not ship. */
@@ -233,11 +337,106 @@ static struct kprobe destroy_probe = {
 };
 
 static void *on_exit;
+static DEFINE_MUTEX(attaching);
+static bool attached;
 
-static int __init exitscope_init(void)
+static int attach(void)
+{
+	int err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+
+	if (err)
+		return err;
+	err = tracepoint_probe_register(&__tracepoint_kvm_exit, on_exit, NULL);
+	if (err) {
+		tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+		tracepoint_synchronize_unregister();
+	}
+	attached = !err;
+	return err;
+}
+
+static void detach(void)
+{
+	if (!attached)
+		return;
+	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
+	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+	tracepoint_synchronize_unregister();
+	attached = false;
+}
+
+#define SVM "kvm_amd"
+
+/* Attaches if kvm_amd is there and proven; waits for it if it is not there. */
+static int attach_svm(bool is_there)
+{
+	int err = prove(SVM, svm_facts, ARRAY_SIZE(svm_facts));
+
+	if (!err)
+		return attach();
+	if (err != -ENOENT)
+		return err;
+	if (!is_there)
+		return 0;
+	pr_err("there is no " BTF SVM ", which tells what struct vcpu_svm is like: this kernel is not supported\n");
+	return -EOPNOTSUPP;
+}
+
+/* kvm_amd comes and goes beneath us. It has no guests before it has come, and none when it goes. */
+static int svm_event(struct notifier_block *self, unsigned long event, void *data)
+{
+	struct module *module = data;
+
+	if (strcmp(module->name, SVM))
+		return NOTIFY_DONE;
+	mutex_lock(&attaching);
+	if (event == MODULE_STATE_COMING && !attached && attach_svm(true))
+		pr_err("exits of its guests are not counted\n");
+	if (event == MODULE_STATE_GOING)
+		detach();
+	mutex_unlock(&attaching);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block svm_notifier = { .notifier_call = svm_event };
+
+static bool svm_is_there(void)
+{
+	struct file *file = filp_open("/sys/module/" SVM "/initstate", O_RDONLY, 0);
+
+	if (IS_ERR(file))
+		return false;
+	filp_close(file, NULL);
+	return true;
+}
+
+static int start_watching(void)
 {
 	int err;
 
+	if (!boot_cpu_has(X86_FEATURE_SVM))
+		return attach();
+	err = register_module_notifier(&svm_notifier);
+	if (err)
+		return err;
+	mutex_lock(&attaching);
+	if (!attached)
+		err = attach_svm(svm_is_there());
+	mutex_unlock(&attaching);
+	if (err)
+		unregister_module_notifier(&svm_notifier);
+	return err;
+}
+
+static void stop_watching(void)
+{
+	if (boot_cpu_has(X86_FEATURE_SVM))
+		unregister_module_notifier(&svm_notifier);
+	detach();
+}
+
+static int choose_vendor(void)
+{
 	if (boot_cpu_has(X86_FEATURE_SVM)) {
 		on_exit = exitscope_on_svm_exit;
 	} else if (hypervisor_is_type(X86_HYPER_MS_HYPERV)) {
@@ -250,6 +449,19 @@ static int __init exitscope_init(void)
 		pr_err("this CPU has neither SVM nor VMX\n");
 		return -ENODEV;
 	}
+	return 0;
+}
+
+static int __init exitscope_init(void)
+{
+	int err = choose_vendor() ?: prove("kvm", kvm_facts, ARRAY_SIZE(kvm_facts));
+
+	if (err == -ENOENT) {
+		pr_err("there is no " BTF "kvm, which tells what struct kvm_vcpu is like: this kernel is not supported\n");
+		err = -EOPNOTSUPP;
+	}
+	if (err)
+		return err;
 	err = exitscope_start();
 	if (err)
 		return err;
@@ -258,20 +470,14 @@ static int __init exitscope_init(void)
 		pr_err("this kernel's kvm has no %s to probe (%d)\n", destroy_probe.symbol_name, err);
 		goto stop;
 	}
-	err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+	err = start_watching();
 	if (err)
 		goto probe;
-	err = tracepoint_probe_register(&__tracepoint_kvm_exit, on_exit, NULL);
-	if (err)
-		goto entry;
 	/* Last: who has opened it would keep using a module that fails to load. */
 	err = misc_register(&region_device);
 	if (!err)
 		return 0;
-	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
-entry:
-	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
-	tracepoint_synchronize_unregister();
+	stop_watching();
 probe:
 	unregister_kprobe(&destroy_probe);
 stop:
@@ -283,9 +489,7 @@ stop:
 static void __exit exitscope_exit(void)
 {
 	misc_deregister(&region_device);
-	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
-	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
-	tracepoint_synchronize_unregister();
+	stop_watching();
 	unregister_kprobe(&destroy_probe);
 	exitscope_stop();
 }

@@ -24,6 +24,15 @@ u32 exitscope_vm_pid(struct kvm *vm);
 u32 exitscope_tsc_khz(void);
 void exitscope_bug(void) __noreturn;
 
+/* What is where: an expression as of C, a place in bytes. */
+struct exitscope_fact {
+	const char *what;
+	u32 offset;
+	u32 size;
+};
+
+size_t exitscope_prove(const void *kernel, size_t kernel_size, const void *module, size_t module_size,
+		       const struct exitscope_fact *facts, size_t count, struct exitscope_fact *found);
 int exitscope_start(void);
 void exitscope_stop(void);
 void exitscope_on_svm_exit(void *data, struct kvm_vcpu *vcpu, u32 isa);

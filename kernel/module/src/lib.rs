@@ -6,6 +6,7 @@
 #![no_std]
 
 mod cells;
+mod facts;
 mod ffi;
 mod probe;
 mod registry;
