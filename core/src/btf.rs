@@ -9,6 +9,9 @@ const TYPE: usize = 12;
 /// Length of a member of a structure or union, and of a parameter.
 const MEMBER: usize = 12;
 const PARAMETER: usize = 8;
+/// Of so many of a kernel's types, one has its place noted; and how many that may be.
+const STRIDE: usize = 2048;
+const MARKS: usize = 128;
 /// How many typedefs, qualifiers and arrays may be nested.
 const DEPTH: u32 = 16;
 /// How many nameless members may be.
@@ -47,12 +50,14 @@ pub struct Place {
 }
 
 /// The types of a kernel and of one of its modules.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Types<'a> {
     kernel: Blob<'a>,
     module: Blob<'a>,
     /// Number of the module's first type.
     first: u32,
+    /// Where in the kernel's types each [`STRIDE`]th is: they can be found in their order only.
+    marks: [u32; MARKS],
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -128,12 +133,22 @@ impl<'a> Types<'a> {
         let kernel = Blob::read(kernel)?;
         let module = if module.is_empty() { Blob::default() } else { Blob::read(module)? };
         let mut walk = kernel.types();
-        let count = walk.by_ref().count();
+        let mut count = 0_usize;
+        let mut marks = [0; MARKS];
+        loop {
+            if let Some(mark) = marks.get_mut(count / STRIDE).filter(|_| count.is_multiple_of(STRIDE)) {
+                *mark = u32::try_from(kernel.types.len() - walk.0.len()).ok()?;
+            }
+            if walk.next().is_none() {
+                break;
+            }
+            count += 1;
+        }
         // A type that is not understood would give wrong numbers to all that follow. Number 0 is `void`.
         if !walk.0.is_empty() {
             return None;
         }
-        Some(Self { kernel, module, first: u32::try_from(count).ok()?.checked_add(1)? })
+        Some(Self { kernel, module, first: u32::try_from(count).ok()?.checked_add(1)?, marks })
     }
 
     /// Where that is which a C expression speaks of: a structure's tag, or the name of a function or of a type of
@@ -192,10 +207,12 @@ impl<'a> Types<'a> {
 
     /// The type of a number; `None` for `void`.
     fn get(&self, number: u32) -> Option<Type<'a>> {
-        match number.checked_sub(self.first) {
-            Some(index) => self.module.types().nth(index as usize),
-            None => self.kernel.types().nth(number.checked_sub(1)? as usize),
+        if let Some(index) = number.checked_sub(self.first) {
+            return self.module.types().nth(index as usize);
         }
+        let index = number.checked_sub(1)? as usize;
+        let mark = (index / STRIDE).min(MARKS - 1);
+        Walk(self.kernel.types.get(*self.marks.get(mark)? as usize..)?).nth(index - mark * STRIDE)
     }
 
     /// The type of a number, without its other names and qualifiers.

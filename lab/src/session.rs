@@ -87,6 +87,8 @@ pub struct Setup {
     pub qemu: bool,
     /// Its disk's image, which is not written to.
     pub disk: Option<PathBuf>,
+    /// More files: their paths there and here.
+    pub files: Vec<(String, PathBuf)>,
 }
 
 impl Default for Setup {
@@ -100,6 +102,7 @@ impl Default for Setup {
             name: "console".into(),
             qemu: false,
             disk: None,
+            files: vec![],
         }
     }
 }
@@ -146,6 +149,16 @@ impl Lab {
     /// Release of the machines' kernel.
     pub fn release(&self) -> &str {
         &self.kernel.release
+    }
+
+    /// What is booted: the kernel proper, or the bzImage.
+    pub fn boot_image(&self) -> &Path {
+        &self.boot_image
+    }
+
+    /// The file of one of the kernel's modules that machines load.
+    pub fn module(&self, name: &str) -> Option<&Path> {
+        self.modules.iter().find(|module| module.name == name).map(|module| module.path.as_path())
     }
 
     /// Steps that load the vendor's part of KVM anew.
@@ -240,6 +253,9 @@ impl Lab {
             .bytes(JOB, job, 0o644)?;
         if setup.qemu {
             image.qemu_tool()?;
+        }
+        for (path, source) in &setup.files {
+            image.file(path, source, 0o644)?;
         }
         Ok(image)
     }

@@ -43,7 +43,7 @@ pub unsafe extern "C" fn exitscope_prove(
     for (proven, fact) in facts.iter().enumerate() {
         // SAFETY: the caller's promise.
         let what = unsafe { CStr::from_ptr(fact.what) }.to_str().unwrap_or_default();
-        let place = types.and_then(|types| types.place(what));
+        let place = types.as_ref().and_then(|types| types.place(what));
         if place == Some(Place { offset: fact.offset, size: fact.size }) {
             continue;
         }
