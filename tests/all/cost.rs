@@ -37,7 +37,9 @@ fn adds_few_instructions(vendor: Vendor) {
 fn the_exit_path_is_straight() {
     for function in ["exitscope_on_svm_exit", "exitscope_on_vmx_exit", "exitscope_on_entry"] {
         let mut objdump = Command::new("objdump");
-        objdump.args(["-d", "--no-show-raw-insn", &format!("--disassemble={function}")]).arg(module());
+        objdump
+            .args(["-d", "--no-show-raw-insn", &format!("--disassemble={function}")])
+            .arg(module(Vendor::Amd));
         let output = objdump.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let (_, body) =

@@ -157,9 +157,9 @@ fn in_turn<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -
     told
 }
 
-/// The kernel module as built for the lab's kernel.
-pub fn module() -> PathBuf {
-    root().join("target/module").join(lab(Vendor::Amd).release()).join("exitscope.ko")
+/// The kernel module as built for a lane's kernel.
+pub fn module(lane: impl Into<Lane>) -> PathBuf {
+    root().join("target/module").join(lab(lane).release()).join("exitscope.ko")
 }
 
 /// Measures what watching costs, as `exitscope lab bench` does.
