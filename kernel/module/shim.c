@@ -5,6 +5,7 @@
 #include <asm/hypervisor.h>
 #include <asm/svm.h>
 #include <asm/tsc.h>
+#include <linux/err.h>
 #include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/kprobes.h>
@@ -18,7 +19,6 @@
 #include <linux/string.h>
 #include <linux/tracepoint.h>
 #include <linux/version.h>
-#include <linux/vmalloc.h>
 
 #include "shim.h"
 
@@ -29,17 +29,14 @@
 #error "exitscope allocates in its probes: this kernel (CONFIG_PREEMPT_RT) is not supported"
 #endif
 
-/* Where KVM holds the guest's RIP between exit and entry, and whether it does. */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 0, 0)
+/* Where KVM holds the guest's RIP between exit and entry, and whether it does. Where this is wrong, it does not build. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 2, 0)
 #define RIP arch.regs[VCPU_REGS_RIP]
 #define RIP_IS_HELD(vcpu) ((vcpu)->arch.regs_avail & BIT(VCPU_REGS_RIP))
 #else
 #define RIP arch.rip
 #define RIP_IS_HELD(vcpu) test_bit(VCPU_REG_RIP, (vcpu)->arch.regs_avail)
 #endif
-
-/* KVM's struct vcpu_svm, in no header, begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
-#define VMCB_POINTER ALIGN(sizeof(struct kvm_vcpu), sizeof(void *))
 
 /* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
 #define OFFSET(name, value) \
@@ -221,105 +218,6 @@ static struct miscdevice region_device = {
 	.mode = 0600,
 };
 
-/* ---- what this module takes for granted, proven against the BTF of the kernel that runs ---- */
-
-#define FACT(type, member) { #type "." #member, offsetof(struct type, member), sizeof_field(struct type, member) }
-/* A parameter that is a vCPU: what it points to has what only a vCPU has, in its place. */
-#define TAKES_VCPU(function) { function "->vcpu_id", offsetof(struct kvm_vcpu, vcpu_id), sizeof_field(struct kvm_vcpu, vcpu_id) }
-
-/* Headers say these, but for the kernel that they belong to: nothing else makes sure that it is this one. */
-static const struct exitscope_fact kvm_facts[] = {
-	{ "kvm_vcpu", 0, sizeof(struct kvm_vcpu) },
-	FACT(kvm_vcpu, kvm),
-	FACT(kvm_vcpu, vcpu_id),
-	FACT(kvm_vcpu, arch.regs),
-	FACT(kvm_vcpu, arch.regs_avail),
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 0, 0)
-	FACT(kvm_vcpu, arch.rip),
-#endif
-	FACT(kvm_vcpu, arch.guest_state_protected),
-	FACT(kvm, userspace_pid),
-	TAKES_VCPU("btf_trace_kvm_exit(1)"),
-	TAKES_VCPU("btf_trace_kvm_entry(1)"),
-	TAKES_VCPU("kvm_arch_vcpu_destroy(0)"),
-};
-
-/* No header says these. */
-static const struct exitscope_fact svm_facts[] = {
-	{ "vcpu_svm.vcpu", 0, sizeof(struct kvm_vcpu) },
-	{ "vcpu_svm.vmcb", VMCB_POINTER, sizeof(void *) },
-	{ "vcpu_svm.vmcb->control.exit_code", offsetof(struct vmcb, control.exit_code),
-	  sizeof_field(struct vmcb, control.exit_code) },
-};
-
-/* A file of sysfs as a whole; its inode has its size. */
-static void *read_whole(const char *path, size_t *size)
-{
-	struct file *file = filp_open(path, O_RDONLY, 0);
-	char *bytes = NULL;
-	loff_t at = 0;
-	ssize_t got;
-
-	if (IS_ERR(file))
-		return ERR_CAST(file);
-	*size = i_size_read(file_inode(file));
-	bytes = vmalloc(*size);
-	if (!bytes)
-		bytes = ERR_PTR(-ENOMEM);
-	while (!IS_ERR(bytes) && at < *size) {
-		got = kernel_read(file, bytes + at, *size - at, &at);
-		if (got <= 0) {
-			vfree(bytes);
-			bytes = ERR_PTR(got ?: -EIO);
-		}
-	}
-	filp_close(file, NULL);
-	return bytes;
-}
-
-#define BTF "/sys/kernel/btf/"
-
-/* Whether a module of KVM's is as the facts say. -ENOENT without a word: it is not there, or has no BTF. */
-static int prove_with(const void *kernel, size_t kernel_size, const char *name, const struct exitscope_fact *facts,
-		      size_t count)
-{
-	struct exitscope_fact found;
-	const void *module;
-	size_t size, proven;
-	char path[64];
-
-	snprintf(path, sizeof(path), BTF "%s", name);
-	module = read_whole(path, &size);
-	if (IS_ERR(module))
-		return PTR_ERR(module);
-	proven = exitscope_prove(kernel, kernel_size, module, size, facts, count, &found);
-	vfree(module);
-	if (proven == count)
-		return 0;
-	if (found.size)
-		pr_err("%s has %s at byte %u (of %u bytes), this module was built for byte %u (of %u): build it for this kernel\n",
-		       path, facts[proven].what, found.offset, found.size, facts[proven].offset, facts[proven].size);
-	else
-		pr_err("%s does not say where %s is: this kernel is not supported\n", path, facts[proven].what);
-	return -EOPNOTSUPP;
-}
-
-static int prove(const char *name, const struct exitscope_fact *facts, size_t count)
-{
-	size_t size;
-	void *kernel = read_whole(BTF "vmlinux", &size);
-	int err;
-
-	if (IS_ERR(kernel)) {
-		pr_err("cannot read " BTF "vmlinux (%ld), which tells what KVM's structures are like: this kernel is not supported\n",
-		       PTR_ERR(kernel));
-		return -EOPNOTSUPP;
-	}
-	err = prove_with(kernel, size, name, facts, count);
-	vfree(kernel);
-	return err;
-}
-
 /* ---- probes ---- */
 
 /* Exported by kvm.ko; their declarations are in headers that distributions do not ship. */
@@ -370,7 +268,7 @@ static void detach(void)
 /* Attaches if kvm_amd is there and proven; waits for it if it is not there. */
 static int attach_svm(bool is_there)
 {
-	int err = prove(SVM, svm_facts, ARRAY_SIZE(svm_facts));
+	int err = exitscope_prove_svm();
 
 	if (!err)
 		return attach();
@@ -378,7 +276,7 @@ static int attach_svm(bool is_there)
 		return err;
 	if (!is_there)
 		return 0;
-	pr_err("there is no " BTF SVM ", which tells what struct vcpu_svm is like: this kernel is not supported\n");
+	pr_err("there is no /sys/kernel/btf/" SVM ", which tells what struct vcpu_svm is like: this kernel is not supported\n");
 	return -EOPNOTSUPP;
 }
 
@@ -454,15 +352,8 @@ static int choose_vendor(void)
 
 static int __init exitscope_init(void)
 {
-	int err = choose_vendor() ?: prove("kvm", kvm_facts, ARRAY_SIZE(kvm_facts));
+	int err = choose_vendor() ?: exitscope_prove_kvm() ?: exitscope_start();
 
-	if (err == -ENOENT) {
-		pr_err("there is no " BTF "kvm, which tells what struct kvm_vcpu is like: this kernel is not supported\n");
-		err = -EOPNOTSUPP;
-	}
-	if (err)
-		return err;
-	err = exitscope_start();
 	if (err)
 		return err;
 	err = register_kprobe(&destroy_probe);

@@ -7,6 +7,13 @@
 #include <linux/percpu.h>
 #include <linux/types.h>
 
+/* KVM's struct vcpu_svm, in no header, begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
+#define VMCB_POINTER ALIGN(sizeof(struct kvm_vcpu), sizeof(void *))
+
+/* 0 if all that we take for granted holds. -ENOENT of kvm_amd: it is not there, or has no BTF. */
+int exitscope_prove_kvm(void);
+int exitscope_prove_svm(void);
+
 DECLARE_PER_CPU(const void *, exitscope_current);
 
 void exitscope_set_current(const void *slot);
