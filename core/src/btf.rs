@@ -14,6 +14,8 @@ const STRIDE: usize = 2048;
 const MARKS: usize = 128;
 /// How many typedefs, qualifiers and arrays may be nested.
 const DEPTH: u32 = 16;
+/// How many types of one name are looked at.
+const SAME: usize = 4;
 /// How many nameless members may be.
 const NAMELESS: u32 = 4;
 
@@ -58,6 +60,19 @@ pub struct Types<'a> {
     first: u32,
     /// Where in the kernel's types each [`STRIDE`]th is: they can be found in their order only.
     marks: [u32; MARKS],
+}
+
+/// The types of a name.
+#[derive(Debug)]
+pub struct Root<'a> {
+    found: [Option<Type<'a>>; SAME],
+    /// Whether there are more than that.
+    more: bool,
+}
+
+/// The two parts of an expression: a name, and what follows it.
+pub fn split(expression: &str) -> Option<(&str, &str)> {
+    expression.split_at_checked(expression.find(['.', '(']).unwrap_or(expression.len()))
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -157,24 +172,31 @@ impl<'a> Types<'a> {
     ///
     /// `None` where there is no such thing, or where two of that name differ.
     pub fn place(&self, expression: &str) -> Option<Place> {
-        let end = expression.find(['.', '(']).unwrap_or(expression.len());
-        let (name, steps) = expression.split_at_checked(end)?;
+        let (name, steps) = split(expression)?;
+        self.place_in(&self.root(name), steps)
+    }
+
+    /// What an expression may begin with, by its name; found once for many expressions, as this takes longest.
+    pub fn root(&self, name: &str) -> Root<'a> {
         let is_root = |kind| matches!(kind, kind::STRUCT | kind::FUNC | kind::TYPEDEF);
         let named = |found: &Type<'a>| is_root(found.kind) && self.is_named(found.name, name);
-        let mut found = None;
+        let mut root = Root { found: [None; SAME], more: false };
         for blob in [self.module, self.kernel] {
-            for root in blob.types().filter(named) {
-                let place = self.follow(root, steps)?;
-                if found.is_some_and(|found| found != place) {
-                    return None;
-                }
-                found = Some(place);
-            }
-            if found.is_some() {
+            let mut found = blob.types().filter(named);
+            root.found.iter_mut().for_each(|place| *place = found.next());
+            root.more = found.next().is_some();
+            if root.found.iter().any(Option::is_some) {
                 break;
             }
         }
-        found
+        root
+    }
+
+    /// As [`Types::place`], of an expression's second part.
+    pub fn place_in(&self, root: &Root<'a>, steps: &str) -> Option<Place> {
+        let mut places = root.found.iter().flatten().map(|&found| self.follow(found, steps));
+        let first = places.next()??;
+        (!root.more && places.all(|place| place == Some(first))).then_some(first)
     }
 
     fn follow(&self, root: Type<'a>, mut steps: &str) -> Option<Place> {

@@ -85,7 +85,7 @@ static int prove_with(const void *kernel, size_t kernel_size, const char *name, 
 			pr_err("cannot read %s (%ld)\n", path, PTR_ERR(module));
 		return PTR_ERR(module);
 	}
-	proven = exitscope_prove(kernel, kernel_size, module, size, facts, count, &found);
+	proven = exitscope_proven(kernel, kernel_size, module, size, facts, count, &found);
 	vfree(module);
 	if (proven == count)
 		return 0;
@@ -97,7 +97,7 @@ static int prove_with(const void *kernel, size_t kernel_size, const char *name, 
 	return -EOPNOTSUPP;
 }
 
-static int prove(const char *name, const struct exitscope_fact *facts, size_t count)
+int exitscope_prove(bool svm)
 {
 	size_t size;
 	void *kernel = read_whole(BTF "vmlinux", &size);
@@ -108,22 +108,13 @@ static int prove(const char *name, const struct exitscope_fact *facts, size_t co
 		       PTR_ERR(kernel));
 		return -EOPNOTSUPP;
 	}
-	err = prove_with(kernel, size, name, facts, count);
+	err = prove_with(kernel, size, "kvm", kvm_facts, ARRAY_SIZE(kvm_facts));
+	if (err == -ENOENT) {
+		pr_err("there is no " BTF "kvm, which tells what struct kvm_vcpu is like: this kernel is not supported\n");
+		err = -EOPNOTSUPP;
+	}
+	if (!err && svm)
+		err = prove_with(kernel, size, "kvm_amd", svm_facts, ARRAY_SIZE(svm_facts));
 	vfree(kernel);
 	return err;
-}
-
-int exitscope_prove_kvm(void)
-{
-	int err = prove("kvm", kvm_facts, ARRAY_SIZE(kvm_facts));
-
-	if (err != -ENOENT)
-		return err;
-	pr_err("there is no " BTF "kvm, which tells what struct kvm_vcpu is like: this kernel is not supported\n");
-	return -EOPNOTSUPP;
-}
-
-int exitscope_prove_svm(void)
-{
-	return prove("kvm_amd", svm_facts, ARRAY_SIZE(svm_facts));
 }

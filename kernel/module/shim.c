@@ -268,7 +268,7 @@ static void detach(void)
 /* Attaches if kvm_amd is there and proven; waits for it if it is not there. */
 static int attach_svm(bool is_there)
 {
-	int err = exitscope_prove_svm();
+	int err = exitscope_prove(true);
 
 	if (!err)
 		return attach();
@@ -313,7 +313,7 @@ static int start_watching(void)
 	int err;
 
 	if (!boot_cpu_has(X86_FEATURE_SVM))
-		return attach();
+		return exitscope_prove(false) ?: attach();
 	err = register_module_notifier(&svm_notifier);
 	if (err)
 		return err;
@@ -352,7 +352,7 @@ static int choose_vendor(void)
 
 static int __init exitscope_init(void)
 {
-	int err = choose_vendor() ?: exitscope_prove_kvm() ?: exitscope_start();
+	int err = choose_vendor() ?: exitscope_start();
 
 	if (err)
 		return err;

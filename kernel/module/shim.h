@@ -10,9 +10,8 @@
 /* KVM's struct vcpu_svm, in no header, begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
 #define VMCB_POINTER ALIGN(sizeof(struct kvm_vcpu), sizeof(void *))
 
-/* 0 if all that we take for granted holds. -ENOENT of kvm_amd: it is not there, or has no BTF. */
-int exitscope_prove_kvm(void);
-int exitscope_prove_svm(void);
+/* 0 if all that we take for granted of kvm, and of kvm_amd, holds. -ENOENT: kvm_amd is not there, or has no BTF. */
+int exitscope_prove(bool svm);
 
 DECLARE_PER_CPU(const void *, exitscope_current);
 
@@ -38,8 +37,8 @@ struct exitscope_fact {
 	u32 size;
 };
 
-size_t exitscope_prove(const void *kernel, size_t kernel_size, const void *module, size_t module_size,
-		       const struct exitscope_fact *facts, size_t count, struct exitscope_fact *found);
+size_t exitscope_proven(const void *kernel, size_t kernel_size, const void *module, size_t module_size,
+			const struct exitscope_fact *facts, size_t count, struct exitscope_fact *found);
 int exitscope_start(void);
 void exitscope_stop(void);
 void exitscope_on_svm_exit(void *data, struct kvm_vcpu *vcpu, u32 isa);

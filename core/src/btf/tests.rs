@@ -99,6 +99,9 @@ fn example() -> (Vec<u8>, Vec<u8>) {
     for size in [8, 16] {
         module.structure("twice", size, &[("same", int, 0), ("other", int, size * 4)]);
     }
+    for _ in 0..=SAME {
+        module.structure("many", 4, &[("same", int, 0)]);
+    }
     (kernel.bytes(), module.bytes())
 }
 
@@ -152,6 +155,7 @@ fn what_is_not_there_is_not_found() {
         "flags.bit",
         "twice.other",
         "twice",
+        "many.same",
     ] {
         assert_eq!(types.place(expression), None, "{expression}");
     }

@@ -3,7 +3,7 @@
 use core::ffi::CStr;
 use core::slice;
 
-use exitscope_core::btf::{Place, Types};
+use exitscope_core::btf::{Place, Root, Types, split};
 
 use crate::ffi::Text;
 
@@ -22,7 +22,7 @@ const _: () = assert!(size_of::<Fact>() == 16);
 /// `kernel` and `module` point to as many bytes as said, `facts` to `count` facts with texts that end in a zero; they
 /// stay as they are during the call. `found` is writable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn exitscope_prove(
+pub unsafe extern "C" fn exitscope_proven(
     kernel: *const u8,
     kernel_size: usize,
     module: *const u8,
@@ -40,10 +40,17 @@ pub unsafe extern "C" fn exitscope_prove(
         )
     };
     let types = Types::read(kernel, module);
+    let mut last: Option<(&str, Root<'_>)> = None;
+    let mut place = |what| {
+        let (types, (name, steps)) = (types.as_ref()?, split(what)?);
+        let known = last.take().filter(|(last, _)| *last == name);
+        let (_, root) = last.insert(known.unwrap_or_else(|| (name, types.root(name))));
+        types.place_in(root, steps)
+    };
     for (proven, fact) in facts.iter().enumerate() {
         // SAFETY: the caller's promise.
         let what = unsafe { CStr::from_ptr(fact.what) }.to_str().unwrap_or_default();
-        let place = types.as_ref().and_then(|types| types.place(what));
+        let place = place(what);
         if place == Some(Place { offset: fact.offset, size: fact.size }) {
             continue;
         }

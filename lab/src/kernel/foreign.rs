@@ -22,7 +22,7 @@ const LAUNCHER: &str = include_str!("launcher.sh");
 /// What [`LAUNCHER`] expects at the end of a program's own name.
 const PROGRAM: &str = ".program";
 /// About what the packages and the tree take together while they are made.
-const NEEDED: u64 = 900 << 20;
+const NEEDED: u64 = 700 << 20;
 
 /// The release of Debian that has a series, as its mirrors call it.
 fn suite(series: Series) -> &'static str {
