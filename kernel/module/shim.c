@@ -308,6 +308,13 @@ static bool svm_is_there(void)
 	return true;
 }
 
+static void stop_watching(void)
+{
+	if (boot_cpu_has(X86_FEATURE_SVM))
+		unregister_module_notifier(&svm_notifier);
+	detach();
+}
+
 static int start_watching(void)
 {
 	int err;
@@ -321,16 +328,10 @@ static int start_watching(void)
 	if (!attached)
 		err = attach_svm(svm_is_there());
 	mutex_unlock(&attaching);
+	/* kvm_amd may have come in the meantime. */
 	if (err)
-		unregister_module_notifier(&svm_notifier);
+		stop_watching();
 	return err;
-}
-
-static void stop_watching(void)
-{
-	if (boot_cpu_has(X86_FEATURE_SVM))
-		unregister_module_notifier(&svm_notifier);
-	detach();
 }
 
 static int choose_vendor(void)
