@@ -1,5 +1,7 @@
 //! The accounting of VM exits: exit and entry events become counts, cycles, extremes and histograms.
 //!
+//! And what the module must know of the kernel that it runs in before it does so ([`btf`]).
+//!
 //! Pure code: no I/O, no allocation, no unsafe, no clock (every call takes the time as an argument), and nothing
 //! in it can panic. The same source runs in the kernel module and under this crate's tests.
 //!
@@ -22,6 +24,7 @@
 
 mod account;
 mod answer;
+pub mod btf;
 mod sum;
 
 pub use account::{EXTRA_CODES, Odd, Place, SLOTS, Table, Timer, absorb, copy, locate};

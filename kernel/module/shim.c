@@ -5,12 +5,14 @@
 #include <asm/hypervisor.h>
 #include <asm/svm.h>
 #include <asm/tsc.h>
+#include <linux/err.h>
+#include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/kprobes.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
-#include <linux/mutex.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
@@ -32,20 +34,27 @@
 /* As abi/src/region.rs has it. */
 #define EXITSCOPE_MAX_PAGES 16384
 
+/* Where KVM holds the guest's RIP between exit and entry, and whether it does. Where this is wrong, it does not build. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 2, 0)
+#define RIP arch.regs[VCPU_REGS_RIP]
+#define RIP_IS_HELD(vcpu) ((vcpu)->arch.regs_avail & BIT(VCPU_REGS_RIP))
+#else
+#define RIP arch.rip
+#define RIP_IS_HELD(vcpu) test_bit(VCPU_REG_RIP, (vcpu)->arch.regs_avail)
+#endif
+
 /* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
 #define OFFSET(name, value) \
 	asm(".globl " #name "\n.set " #name ", %c0" :: "i"(value))
 
 static void __used offsets(void)
 {
-	/* KVM's struct vcpu_svm begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
-	OFFSET(exitscope_vmcb_pointer, ALIGN(sizeof(struct kvm_vcpu), sizeof(void *)));
+	OFFSET(exitscope_vmcb_pointer, VMCB_POINTER);
 	OFFSET(exitscope_vcpu_regs, offsetof(struct kvm_vcpu, arch.regs));
 }
 static_assert(offsetof(struct vmcb, control.exit_code) == 0x70);
 /* As src/probe.rs has them. */
 static_assert(VCPU_REGS_RAX == 0 && VCPU_REGS_RCX == 1 && VCPU_REGS_RDX == 2 && VCPU_REGS_RBX == 3);
-static_assert(VCPU_REGS_RIP < ARRAY_SIZE(((struct kvm_vcpu *)0)->arch.regs));
 
 DEFINE_PER_CPU(const void *, exitscope_current);
 
@@ -110,9 +119,9 @@ bool exitscope_vcpu_protected(struct kvm_vcpu *vcpu)
 
 bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip)
 {
-	if (!(vcpu->arch.regs_avail & BIT(VCPU_REGS_RIP)))
+	if (!RIP_IS_HELD(vcpu))
 		return false;
-	*rip = vcpu->arch.regs[VCPU_REGS_RIP];
+	*rip = vcpu->RIP;
 	return true;
 }
 
@@ -296,11 +305,107 @@ static int add_probes(void)
 }
 
 static void *on_exit;
+static DEFINE_MUTEX(attaching);
+static bool attached;
 
-static int __init exitscope_init(void)
+static int attach(void)
+{
+	int err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+
+	if (err)
+		return err;
+	err = tracepoint_probe_register(&__tracepoint_kvm_exit, on_exit, NULL);
+	if (err) {
+		tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+		tracepoint_synchronize_unregister();
+	}
+	attached = !err;
+	return err;
+}
+
+static void detach(void)
+{
+	if (!attached)
+		return;
+	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
+	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+	tracepoint_synchronize_unregister();
+	attached = false;
+}
+
+#define SVM "kvm_amd"
+
+/* Attaches if kvm_amd is there and proven; waits for it if it is not there. */
+static int attach_svm(bool is_there)
+{
+	int err = exitscope_prove(true);
+
+	if (!err)
+		return attach();
+	if (err != -ENOENT)
+		return err;
+	if (!is_there)
+		return 0;
+	pr_err("there is no /sys/kernel/btf/" SVM ", which tells what struct vcpu_svm is like: this kernel is not supported\n");
+	return -EOPNOTSUPP;
+}
+
+/* kvm_amd comes and goes beneath us. It has no guests before it has come, and none when it goes. */
+static int svm_event(struct notifier_block *self, unsigned long event, void *data)
+{
+	struct module *module = data;
+
+	if (strcmp(module->name, SVM))
+		return NOTIFY_DONE;
+	mutex_lock(&attaching);
+	if (event == MODULE_STATE_COMING && !attached && attach_svm(true))
+		pr_err("exits of its guests are not counted\n");
+	if (event == MODULE_STATE_GOING)
+		detach();
+	mutex_unlock(&attaching);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block svm_notifier = { .notifier_call = svm_event };
+
+static bool svm_is_there(void)
+{
+	struct file *file = filp_open("/sys/module/" SVM "/initstate", O_RDONLY, 0);
+
+	if (IS_ERR(file))
+		return false;
+	filp_close(file, NULL);
+	return true;
+}
+
+static void stop_watching(void)
+{
+	if (boot_cpu_has(X86_FEATURE_SVM))
+		unregister_module_notifier(&svm_notifier);
+	detach();
+}
+
+static int start_watching(void)
 {
 	int err;
 
+	if (!boot_cpu_has(X86_FEATURE_SVM))
+		return exitscope_prove(false) ?: attach();
+	err = register_module_notifier(&svm_notifier);
+	if (err)
+		return err;
+	mutex_lock(&attaching);
+	if (!attached)
+		err = attach_svm(svm_is_there());
+	mutex_unlock(&attaching);
+	/* kvm_amd may have come in the meantime. */
+	if (err)
+		stop_watching();
+	return err;
+}
+
+static int choose_vendor(void)
+{
 	if (boot_cpu_has(X86_FEATURE_SVM)) {
 		on_exit = exitscope_on_svm_exit;
 	} else if (hypervisor_is_type(X86_HYPER_MS_HYPERV)) {
@@ -313,26 +418,26 @@ static int __init exitscope_init(void)
 		pr_err("this CPU has neither SVM nor VMX\n");
 		return -ENODEV;
 	}
-	err = exitscope_start();
+	return 0;
+}
+
+static int __init exitscope_init(void)
+{
+	int err = choose_vendor() ?: exitscope_start();
+
 	if (err)
 		return err;
 	err = add_probes();
 	if (err)
 		goto stop;
-	err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
+	err = start_watching();
 	if (err)
 		goto probe;
-	err = tracepoint_probe_register(&__tracepoint_kvm_exit, on_exit, NULL);
-	if (err)
-		goto entry;
 	/* Last: who has opened it would keep using a module that fails to load. */
 	err = misc_register(&region_device);
 	if (!err)
 		return 0;
-	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
-entry:
-	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
-	tracepoint_synchronize_unregister();
+	stop_watching();
 probe:
 	unregister_kprobes(probes, ARRAY_SIZE(probes));
 stop:
@@ -344,9 +449,7 @@ stop:
 static void __exit exitscope_exit(void)
 {
 	misc_deregister(&region_device);
-	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
-	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
-	tracepoint_synchronize_unregister();
+	stop_watching();
 	unregister_kprobes(probes, ARRAY_SIZE(probes));
 	exitscope_stop();
 }

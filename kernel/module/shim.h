@@ -7,6 +7,12 @@
 #include <linux/percpu.h>
 #include <linux/types.h>
 
+/* KVM's struct vcpu_svm, in no header, begins with its struct kvm_vcpu, followed by the pointer to the current VMCB. */
+#define VMCB_POINTER ALIGN(sizeof(struct kvm_vcpu), sizeof(void *))
+
+/* 0 if all that we take for granted of kvm, and of kvm_amd, holds. -ENOENT: kvm_amd is not there, or has no BTF. */
+int exitscope_prove(bool svm);
+
 DECLARE_PER_CPU(const void *, exitscope_current);
 
 void exitscope_set_current(const void *slot);
@@ -26,6 +32,15 @@ u32 exitscope_most_pages(void);
 u32 exitscope_tsc_khz(void);
 void exitscope_bug(void) __noreturn;
 
+/* What is where: an expression as of C, a place in bytes. */
+struct exitscope_fact {
+	const char *what;
+	u32 offset;
+	u32 size;
+};
+
+size_t exitscope_proven(const void *kernel, size_t kernel_size, const void *module, size_t module_size,
+			const struct exitscope_fact *facts, size_t count, struct exitscope_fact *found);
 int exitscope_start(void);
 void exitscope_stop(void);
 void exitscope_on_svm_exit(void *data, struct kvm_vcpu *vcpu, u32 isa);

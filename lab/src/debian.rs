@@ -9,9 +9,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::apt::Apt;
 use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::tool::{self, APT_CACHE, APT_GET, DPKG_DEB, FAKEROOT, MKE2FS};
+use crate::tool::{self, APT_CACHE, DPKG_DEB, FAKEROOT, MKE2FS};
 
 /// What is installed, besides all that this needs. Without `usr-is-merged`, a Perl is drawn in to merge `/usr`.
 const PACKAGES: [&str; 5] = ["?essential", "usr-is-merged", "systemd-sysv", "udev", "dbus"];
@@ -47,41 +48,21 @@ fn versions(policy: &str) -> String {
 
 fn make(directory: &Path) -> Result<(), Error> {
     let work = directory.join("work");
-    let [script, packages, root] = ["unpack.sh", "packages", "root"].map(|name| work.join(name));
+    let [script, root] = ["unpack.sh", "root"].map(|name| work.join(name));
     // Asked for before anything is downloaded.
     let mut command = FAKEROOT.command()?;
     [DPKG_DEB, MKE2FS].iter().try_for_each(|tool| tool.find().map(drop))?;
     fs::create_dir(&work).map_err(Error::io("make", &work))?;
-    download(&work, &packages)?;
-    fs::write(&script, UNPACK).map_err(Error::io("write", &script))?;
-    tool::output(command.args(["--", "sh"]).arg(&script).arg(directory.join(DISK)).args([&packages, &root]))?;
-    fs::remove_dir_all(&work).map_err(Error::io("remove", &work))
-}
-
-/// Downloads the packages as if this machine had none.
-fn download(work: &Path, packages: &Path) -> Result<(), Error> {
-    let status = work.join("status");
-    let partial = packages.join("partial");
-    fs::create_dir_all(&partial).map_err(Error::io("make", &partial))?;
-    fs::write(&status, "").map_err(Error::io("write", &status))?;
-    let options = [
-        format!("Dir::State::status={}", status.display()),
-        format!("Dir::Cache={}", work.display()),
-        format!("Dir::Cache::archives={}", packages.display()),
-        "APT::Install-Recommends=0".into(),
-        "APT::Sandbox::User=root".into(),
-        "Debug::NoLocking=1".into(),
-        "Acquire::http::Timeout=10".into(),
-    ];
-    let apt = |arguments: &[&str]| {
-        let mut command = APT_GET.command()?;
-        command.args(["-q", "-y"]).args(options.iter().flat_map(|option| ["-o", option]));
-        let fetched = tool::output(command.args(arguments).current_dir(packages));
-        fetched.map_err(|error| tool::not_downloaded(error, "the packages of a Debian system"))
-    };
+    let apt = Apt::of_machine(&work)?;
+    let what = "the packages of a Debian system";
     // The one first, so that a dead network is known at once, and not after trying each of a hundred.
-    apt(&["download", ALONE])?;
-    apt(&[&["-d", "install"], &PACKAGES[..]].concat()).map(drop)
+    apt.get(&["download", ALONE], what)?;
+    apt.get(&[&["-d", "install"], &PACKAGES[..]].concat(), what)?;
+    fs::write(&script, UNPACK).map_err(Error::io("write", &script))?;
+    tool::output(
+        command.args(["--", "sh"]).arg(&script).arg(directory.join(DISK)).args([apt.packages(), &root]),
+    )?;
+    fs::remove_dir_all(&work).map_err(Error::io("remove", &work))
 }
 
 /// Whether a file is an ext4 file system with nothing cut off.

@@ -80,12 +80,22 @@ pub enum Error {
         stderr: String,
     },
 
-    /// This machine's package lists have no kernel of that series.
-    #[error("{}", no_such_kernel(*series))]
+    /// The release of Debian that had a series of kernels has another one now.
+    #[error(
+        "Debian {suite} has no stock cloud kernel of series {series} any more: choose another with --kernel"
+    )]
     NoSuchKernel {
         /// The series that was asked for.
         series: Series,
+        /// The release of Debian.
+        suite: &'static str,
     },
+
+    /// This machine's apt knows no mirror of Debian.
+    #[error(
+        "apt has read no package lists of Debian's main archive: run `sudo apt-get update`, with that archive among apt's sources"
+    )]
+    NoMirror,
 
     /// A package of a kernel could not be downloaded.
     #[error(
@@ -333,13 +343,6 @@ fn disk_full(path: &Path, written: u64, free: u64, needed: Option<u64>) -> Strin
         path.display(),
         size(free)
     )
-}
-
-fn no_such_kernel(series: Series) -> String {
-    match series {
-        Series::V7_2 => "the headers of Linux 7.2 need Debian sid: this machine's packages have none, and those of sid do not install here; use --kernel 6.12".to_owned(),
-        series => format!("this machine's package lists have no stock cloud kernel of series {series}: run `sudo apt-get update`, or choose another with --kernel"),
-    }
 }
 
 fn indented(text: &str) -> String {

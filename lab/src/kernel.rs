@@ -4,6 +4,9 @@
 //! Installed headers decide, since the module is built against them. What is not installed is downloaded and
 //! unpacked into the cache, which a normal user may do, and which leaves the machine's own boot alone: to
 //! install the headers of 6.12 on Debian 12 would install its image too, and make that the one to boot.
+//! A series that this machine's Debian does not have comes from one that does, with its compiler (`foreign`).
+
+mod foreign;
 
 use std::fmt;
 use std::fs::{self, File};
@@ -12,6 +15,7 @@ use std::str::FromStr;
 
 use crate::cache::{Cache, Key};
 use crate::error::Error;
+use crate::progress::Progress;
 use crate::tool::{self, APT_CACHE, APT_GET, DEPMOD, DPKG_DEB, DPKG_QUERY};
 
 const HEADERS: &str = "linux-headers-";
@@ -87,21 +91,29 @@ pub struct Kernel {
     pub modules: PathBuf,
     /// The directory to build modules against.
     pub build: PathBuf,
+    /// Where the programs are to build them with, if they are not this machine's.
+    pub tools: Option<PathBuf>,
 }
 
 /// The stock kernel of a series, with what is not installed of it downloaded into the cache.
-pub fn resolve(series: Series, cache: &Cache) -> Result<Kernel, Error> {
-    let (release, build) = match installed_headers(series)? {
-        Some(release) => (release.clone(), installed_build(&release)),
-        None => {
-            let release = available_headers(series)?;
-            let root = download_headers(&release, cache)?;
-            (release.clone(), headers(&root, &release))
-        }
+pub fn resolve(series: Series, cache: &Cache, progress: &mut Progress) -> Result<Kernel, Error> {
+    let (release, build) = if let Some(release) = installed_headers(series)? {
+        (release.clone(), installed_build(&release))
+    } else if let Some(release) = available_headers(series)? {
+        let root = download_headers(&release, cache)?;
+        (release.clone(), headers(&root, &release))
+    } else {
+        let (release, root) = foreign::tree(series, cache, progress)?;
+        let build = headers(&root, &release);
+        return Ok(kernel(series, &root, release, build, Some(root.join("usr/bin"))));
     };
     let root =
         if is_complete(Path::new("/"), &release) { "/".into() } else { download_image(&release, cache)? };
-    Ok(Kernel { series, image: image(&root, &release), modules: modules(&root, &release), build, release })
+    Ok(kernel(series, &root, release, build, None))
+}
+
+fn kernel(series: Series, root: &Path, release: String, build: PathBuf, tools: Option<PathBuf>) -> Kernel {
+    Kernel { series, image: image(root, &release), modules: modules(root, &release), build, tools, release }
 }
 
 /// The release of the series whose headers are installed.
@@ -120,9 +132,9 @@ fn installed_build(release: &str) -> PathBuf {
 }
 
 /// The release of the series that Debian's package lists have now.
-fn available_headers(series: Series) -> Result<String, Error> {
+fn available_headers(series: Series) -> Result<Option<String>, Error> {
     let listing = tool::output_of_query(APT_CACHE.command()?.arg("depends").args(series.metas()))?;
-    named_in(series, &listing).ok_or(Error::NoSuchKernel { series })
+    Ok(named_in(series, &listing))
 }
 
 /// Picks the release from `dpkg-query`'s lines of status, package, version and dependencies: the one that
@@ -180,8 +192,10 @@ fn numbers(release: &str) -> Vec<u64> {
     release.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
+/// The bzImage below `root`: since Debian 14 it is a package's file beside the modules.
 fn image(root: &Path, release: &str) -> PathBuf {
-    root.join("boot").join(format!("vmlinuz-{release}"))
+    let beside = modules(root, release).join("vmlinuz");
+    if beside.is_file() { beside } else { root.join("boot").join(format!("vmlinuz-{release}")) }
 }
 
 fn headers(root: &Path, release: &str) -> PathBuf {
@@ -224,7 +238,7 @@ fn download_headers(release: &str, cache: &Cache) -> Result<PathBuf, Error> {
             download(companion, directory)?;
         }
         download(&package, directory)?;
-        make_relative(&headers(directory, release).join("Makefile"))
+        make_movable(&headers(directory, release).join("Makefile"))
     })
 }
 
@@ -243,11 +257,12 @@ fn download(package: &str, directory: &Path) -> Result<(), Error> {
     fs::remove_file(&archive).map_err(Error::io("remove", &archive))
 }
 
-/// Lets the headers' Makefile find the shared one beside it, wherever both are. Their links are relative
+/// Lets the headers' Makefile find itself and the shared one beside it, wherever both are. Their links are relative
 /// already.
-fn make_relative(makefile: &Path) -> Result<(), Error> {
+fn make_movable(makefile: &Path) -> Result<(), Error> {
     let text = fs::read_to_string(makefile).map_err(Error::io("read", makefile))?;
-    let text = text.replace("/usr/src/", "$(dir $(lastword $(MAKEFILE_LIST)))../");
+    let text = text.replace("/usr/src/", "$(HERE)../");
+    let text = format!("HERE := $(dir $(realpath $(lastword $(MAKEFILE_LIST))))\n{text}");
     fs::write(makefile, text).map_err(Error::io("write", makefile))
 }
 
@@ -260,6 +275,7 @@ fn index_modules(root: &Path, release: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tool::MAKE;
 
     /// What `dpkg-query` prints on Debian 12 with the headers of 6.12 (shortened).
     const BOOKWORM: &str = "\
@@ -333,19 +349,34 @@ linux-headers-6.12.117+deb12-cloud-amd64
 
     #[test]
     fn unpacked_headers_find_each_other() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "include /usr/src/linux-headers-6.12-common/Makefile\n").unwrap();
-        make_relative(file.path()).unwrap();
-        let expected = "include $(dir $(lastword $(MAKEFILE_LIST)))../linux-headers-6.12-common/Makefile\n";
-        assert_eq!(fs::read_to_string(file.path()).unwrap(), expected);
+        let directory = tempfile::tempdir().unwrap();
+        let makefile = directory.path().join("linux-headers-6.12-cloud/Makefile");
+        let common = directory.path().join("linux-headers-6.12-common/Makefile");
+        for file in [&makefile, &common] {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+        }
+        fs::write(&common, "all:\n\t@echo $(KBUILD_OUTPUT)\n").unwrap();
+        let own = "KBUILD_OUTPUT=/usr/src/linux-headers-6.12-cloud\ninclude /usr/src/linux-headers-6.12-common/Makefile\n";
+        fs::write(&makefile, own).unwrap();
+        make_movable(&makefile).unwrap();
+        let Ok(mut make) = MAKE.command() else {
+            println!("skipped: make is not installed");
+            return;
+        };
+        let said = tool::output(make.arg("-sC").arg(makefile.parent().unwrap())).unwrap();
+        assert_eq!(
+            Path::new(said.trim()).canonicalize().unwrap(),
+            makefile.parent().unwrap().canonicalize().unwrap()
+        );
     }
 
     #[test]
-    fn a_series_that_is_not_there_says_what_to_do() {
-        let error = Error::NoSuchKernel { series: Series::V7_2 }.to_string();
-        assert!(error.contains("need Debian sid"), "{error}");
-        let error = Error::NoSuchKernel { series: Series::V6_1 }.to_string();
-        assert!(error.contains("apt-get update"), "{error}");
+    fn a_series_that_is_gone_says_what_to_do() {
+        let error = Error::NoSuchKernel { series: Series::V7_2, suite: "sid" }.to_string();
+        assert!(
+            error.contains("Debian sid") && error.contains("7.2") && error.contains("--kernel"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod run;
 pub mod session;
 pub mod vmlinux;
 
+mod apt;
 mod shared_library;
 mod tool;
 

@@ -220,6 +220,7 @@ kernel/drivers/block/virtio_blk.ko.xz:
             release: "6.12.0-test".into(),
             image: "/i".into(),
             build: "/b".into(),
+            tools: None,
             modules,
         };
         let cache = Cache::at(directory.path().join("cache")).unwrap();

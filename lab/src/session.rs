@@ -87,6 +87,8 @@ pub struct Setup {
     pub qemu: bool,
     /// Its disk's image, which is not written to.
     pub disk: Option<PathBuf>,
+    /// More files: their paths there and here.
+    pub files: Vec<(String, PathBuf)>,
 }
 
 impl Default for Setup {
@@ -100,6 +102,7 @@ impl Default for Setup {
             name: "console".into(),
             qemu: false,
             disk: None,
+            files: vec![],
         }
     }
 }
@@ -118,7 +121,7 @@ impl Lab {
         fs::create_dir_all(out).map_err(Error::io("make", out))?;
         let cache = Cache::open()?;
         progress.phase(format!("finds a stock Linux {}", series.name()));
-        let kernel = kernel::resolve(series, &cache)?;
+        let kernel = kernel::resolve(series, &cache, progress)?;
         progress.phase(format!("prepares Linux {}", kernel.release));
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
         let needed: Vec<&str> = MODULES_NEEDED.into_iter().chain([vendor.kvm_module()]).collect();
@@ -146,6 +149,16 @@ impl Lab {
     /// Release of the machines' kernel.
     pub fn release(&self) -> &str {
         &self.kernel.release
+    }
+
+    /// What is booted: the kernel proper, or the bzImage.
+    pub fn boot_image(&self) -> &Path {
+        &self.boot_image
+    }
+
+    /// The file of one of the kernel's modules that machines load.
+    pub fn module(&self, name: &str) -> Option<&Path> {
+        self.modules.iter().find(|module| module.name == name).map(|module| module.path.as_path())
     }
 
     /// Steps that load the vendor's part of KVM anew.
@@ -241,6 +254,9 @@ impl Lab {
         if setup.qemu {
             image.qemu_tool()?;
         }
+        for (path, source) in &setup.files {
+            image.file(path, source, 0o644)?;
+        }
         Ok(image)
     }
 }
@@ -257,6 +273,11 @@ fn build_module(kernel: &Kernel) -> Result<PathBuf, Error> {
     let mut command = Command::new(MAKE.find()?);
     command.arg("-C").arg(sources.join("kernel/module"));
     command.arg(format!("KDIR={}", kernel.build.display())).arg(format!("OUT={}", out.display()));
+    if let Some(tools) = &kernel.tools {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let path = env::join_paths([tools.clone()].into_iter().chain(env::split_paths(&path)));
+        command.env("PATH", path.unwrap_or_default());
+    }
     // A make above us would hand down its flags and variables.
     command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
     tool::output(&mut command)?;

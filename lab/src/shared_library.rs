@@ -41,6 +41,12 @@ pub(crate) fn needed_by(program: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(files)
 }
 
+/// Whether a file is an ELF program that another must load.
+pub(crate) fn has_interpreter(path: &Path) -> Result<bool, Error> {
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    Ok(parse(&bytes, path).is_ok_and(|wants| wants.interpreter.is_some()))
+}
+
 fn find(needed_by: &Path, library: &str, directories: &[String]) -> Result<PathBuf, Error> {
     let searched = || directories.iter().map(String::as_str).chain(DIRECTORIES);
     searched().map(|directory| Path::new(directory).join(library)).find(|path| path.is_file()).ok_or_else(

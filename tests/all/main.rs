@@ -1,6 +1,7 @@
 //! Tests of the whole: the real KVM of a stock kernel, our module and our guests, in an emulated machine.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod btf;
 mod capabilities;
 mod caps;
 mod cli;
@@ -8,6 +9,7 @@ mod cost;
 mod debian;
 mod exactness;
 mod interface;
+mod kernels;
 mod leaves;
 mod life;
 mod paging;

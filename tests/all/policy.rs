@@ -1,29 +1,40 @@
 //! Who is told what: `vm` only one's own, `host` everyone's, `off` nothing at all.
 
+use exitscope_guest::workload::Workload;
 use exitscope_host::model::GuestView;
+use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
-use exitscope_tests::{exits, flat, guests, insert, linux, machine, set, while_running};
+use exitscope_tests::{Told, exits, flat, guests, insert, linux, machine_of, remove, set, while_running};
 
-/// VMMCALL: the other guest makes a hundred thousand; a Linux guest of one vCPU next to none.
-const VMMCALL: u32 = 0x81;
-const OTHERS: u64 = 100_000;
+/// Hypercalls that the other guest makes on each of its two vCPUs; a Linux guest of one vCPU makes next to none.
+fn others(vendor: Vendor) -> u64 {
+    match vendor {
+        Vendor::Amd => 100_000,
+        Vendor::Intel => 20_000,
+    }
+}
 
-const ALL_LEAVES: &[&str] = &[
-    "/usr/bin/cpuid -1 -r -l 0x4ffffff0 -s 0",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffff1 -s 0",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffff2 -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffff3 -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffff4 -s 0",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffc -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffd -s 114",
-    "/usr/bin/cpuid -1 -r -l 0x4ffffffe -s 169",
-    "/usr/bin/cpuid -1 -r -l 0x4fffffff -s 0",
-    "/init guest",
-];
+/// A question to each of our leaves and to each of the course's, and one by our own command.
+fn all_leaves(vendor: Vendor) -> Vec<String> {
+    let cpuid = Workload::Cpuid.exit_code(vendor.isa());
+    let questions = [
+        (0x4fff_fff0, 0),
+        (0x4fff_fff1, 0),
+        (0x4fff_fff2, cpuid),
+        (0x4fff_fff3, cpuid),
+        (0x4fff_fff4, 0),
+        (0x4fff_fffc_u32, cpuid),
+        (0x4fff_fffd, cpuid),
+        (0x4fff_fffe, 169),
+        (0x4fff_ffff, 0),
+    ];
+    let ask = |(leaf, code)| format!("/usr/bin/cpuid -1 -r -l {leaf:#x} -s {code}");
+    questions.map(ask).into_iter().chain(["/init guest".into()]).collect()
+}
 
 /// Starts another guest first, so that its exits are there when the Linux guest reads.
-fn beside(name: &str) -> Step {
-    let other = flat(&format!("other-{name}"), "hypercall", OTHERS, 2);
+fn beside(vendor: Vendor, name: &str) -> Step {
+    let other = flat(&format!("other-{name}"), "hypercall", others(vendor), 2);
     while_running(vec![other], vec![guests(vec![linux(name, &["/init guest --json"])])])
 }
 
@@ -33,35 +44,51 @@ fn view(outputs: &[Output]) -> GuestView {
 
 #[test]
 fn a_guest_is_told_what_the_policy_lets_it_see() {
-    let steps = vec![
-        guests(vec![linux("without", ALL_LEAVES)]),
-        insert(""),
-        beside("vm"),
-        set("expose", "host"),
-        beside("host"),
-        set("expose", "off"),
-        guests(vec![linux("off", ALL_LEAVES)]),
-        Step::Snapshot { label: "end".into() },
-    ];
-    let told = machine("policy", steps);
+    check(&machine_of(Vendor::Amd, "policy", steps(Vendor::Amd)), Vendor::Amd);
+}
 
+#[test]
+fn a_guest_is_told_what_the_policy_lets_it_see_on_intel() {
+    check(&machine_of(Vendor::Intel, "policy", steps(Vendor::Intel)), Vendor::Intel);
+}
+
+/// A guest under each policy, and one without the module.
+pub fn steps(vendor: Vendor) -> Vec<Step> {
+    let leaves = all_leaves(vendor);
+    let leaves: Vec<&str> = leaves.iter().map(String::as_str).collect();
+    vec![
+        guests(vec![linux("without", &leaves)]),
+        insert(""),
+        beside(vendor, "vm"),
+        set("expose", "host"),
+        beside(vendor, "host"),
+        set("expose", "off"),
+        guests(vec![linux("off", &leaves)]),
+        Step::Snapshot { label: "policy".into() },
+        remove(),
+    ]
+}
+
+/// What a machine must have told of [`steps`].
+pub fn check(told: &Told, vendor: Vendor) {
+    let (others, hypercall) = (others(vendor), Workload::Hypercall.exit_code(vendor.isa()));
     let own = view(told.guest("vm").outputs);
     assert_eq!(own.expose, "vm");
-    let counted = told.vm("end", "vm").total();
-    assert!(own.total.exits <= counted.exits && own.total.exits < OTHERS, "{:?}", own.total);
-    assert!(exits(&own.reasons, VMMCALL) < 1_000, "guest A sees guest B's exits");
+    let counted = told.vm("policy", "vm").total();
+    assert!(own.total.exits <= counted.exits && own.total.exits < others, "{:?}", own.total);
+    assert!(exits(&own.reasons, hypercall) < 1_000, "guest A sees guest B's exits");
 
     let everyones = view(told.guest("host").outputs);
     assert_eq!(everyones.expose, "host");
     // At least those of the first neighbour, which had ended by then.
-    assert!(exits(&everyones.reasons, VMMCALL) >= 2 * OTHERS, "{:?}", everyones.reasons);
+    assert!(exits(&everyones.reasons, hypercall) >= 2 * others, "{:?}", everyones.reasons);
 
     let [without, off] = ["without", "off"].map(|name| told.guest(name).outputs);
-    assert_eq!(without.len(), ALL_LEAVES.len());
+    assert_eq!(without.len(), all_leaves(vendor).len());
     for (without, off) in without.iter().zip(off) {
         assert_eq!(without, off, "the leaves differ from those of a kernel without the module");
     }
-    let complaint = &off[ALL_LEAVES.len() - 1];
+    let complaint = off.last().unwrap();
     assert_eq!(complaint.status, Some(1));
     assert!(complaint.stderr.contains("no exitscope answers"), "{complaint:?}");
 }

@@ -37,18 +37,58 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// The lab of a vendor, made once; its machines run one at a time, as they would only slow each other down.
+/// A kind of machine: whose CPU it has, and which kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Lane {
+    /// Vendor of its CPU.
+    pub vendor: Vendor,
+    /// Series of its kernel.
+    pub series: Series,
+}
+
+impl From<Vendor> for Lane {
+    fn from(vendor: Vendor) -> Self {
+        Self { vendor, series: Series::default() }
+    }
+}
+
+impl Lane {
+    /// The name of a test's machine.
+    fn named(self, test: &str) -> String {
+        format!("{}-{}-{test}", self.vendor.name(), self.series)
+    }
+}
+
+/// The lab of a lane, made once; machines run one at a time, as they would only slow each other down.
 ///
 /// # Panics
 /// When the lab cannot be made: that fails the test.
-fn lab(vendor: Vendor) -> &'static Lab {
-    static LABS: [OnceLock<Lab>; 2] = [const { OnceLock::new() }; 2];
-    LABS[vendor as usize].get_or_init(|| {
-        let out = root().join("target/lab/tests");
+pub fn lab(lane: impl Into<Lane>) -> &'static Lab {
+    static LABS: [[OnceLock<Lab>; Series::ALL.len()]; 2] =
+        [const { [const { OnceLock::new() }; Series::ALL.len()] }; 2];
+    let Lane { vendor, series } = lane.into();
+    LABS[vendor as usize][series as usize].get_or_init(|| {
         let mut progress = Progress::new();
-        let lab = Lab::prepare(vendor, Series::V6_12, &program(), &out, &mut progress);
-        lab.unwrap_or_else(|error| panic!("{error}"))
+        let lab = Lab::prepare(vendor, series, &program(), &logs(), &mut progress)
+            .unwrap_or_else(|error| panic!("{error}"));
+        progress.done();
+        lab
     })
+}
+
+/// Where the machines' consoles are.
+fn logs() -> PathBuf {
+    root().join("target/lab/tests")
+}
+
+/// What a test's machine wrote on its console.
+///
+/// # Panics
+/// When there has been no such machine.
+pub fn console(lane: impl Into<Lane>, test: &str) -> String {
+    let path = logs().join(format!("{}.log", lane.into().named(test)));
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Runs an AMD machine that does these steps; see [`machine_of`].
@@ -60,9 +100,23 @@ pub fn machine(name: &str, steps: Vec<Step>) -> Told {
 ///
 /// # Panics
 /// When a step fails or the machine's kernel complains: that fails the test.
-pub fn machine_of(vendor: Vendor, name: &str, steps: Vec<Step>) -> Told {
-    let setup = Setup { name: format!("{}-{name}", vendor.name()), ..Setup::default() };
-    Told(in_turn(&setup.name, |progress| lab(vendor).run(&setup, steps, progress)))
+pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Told {
+    machine_with(lane, name, vec![], steps)
+}
+
+/// As [`machine_of`], with more files in the machine: their paths there and here.
+///
+/// # Panics
+/// As [`machine_of`].
+pub fn machine_with(
+    lane: impl Into<Lane>,
+    name: &str,
+    files: Vec<(String, PathBuf)>,
+    steps: Vec<Step>,
+) -> Told {
+    let lane = lane.into();
+    let setup = Setup { name: lane.named(name), files, ..Setup::default() };
+    Told(in_turn(&setup.name, |progress| lab(lane).run(&setup, steps, progress)))
 }
 
 /// Runs a Linux guest with nested and with shadow paging.
@@ -103,9 +157,9 @@ fn in_turn<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -
     told
 }
 
-/// The kernel module as built for the lab's kernel.
-pub fn module() -> PathBuf {
-    root().join("target/module").join(lab(Vendor::Amd).release()).join("exitscope.ko")
+/// The kernel module as built for a lane's kernel.
+pub fn module(lane: impl Into<Lane>) -> PathBuf {
+    root().join("target/module").join(lab(lane).release()).join("exitscope.ko")
 }
 
 /// Measures what watching costs, as `exitscope lab bench` does.

@@ -17,7 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("exitscope-vmm", &["abi"]),
     ("exitscope-lab", &["abi", "guest", "host", "vmm"]),
     ("exitscope", &["abi", "guest", "host", "lab", "vmm"]),
-    ("exitscope-tests", &["abi", "guest", "host", "lab"]),
+    ("exitscope-tests", &["abi", "core", "guest", "host", "lab"]),
     ("xtask", &[]),
 ];
 /// Crates that may hold unsafe code; all others forbid it.

@@ -1,12 +1,14 @@
 //! The kernel module: what happens when KVM reports an exit or an entry.
 //!
-//! `shim.c` says what only kernel headers can say (tracepoints, locks, memory, the character device); every
-//! decision is here. The accounting itself is `exitscope-core`, the leaf protocol and the layout of the counters
-//! are `exitscope-abi`. Nothing here can panic: there is no unwinding in a kernel.
+//! `shim.c` and `facts.c` say what only kernel headers can say (tracepoints, locks, memory, the character device, where
+//! things are in KVM's structures); every decision is here. The accounting itself is `exitscope-core`, the leaf
+//! protocol and the layout of the counters are `exitscope-abi`. Nothing here can panic: there is no unwinding in a
+//! kernel.
 #![no_std]
 
 mod cells;
 mod control;
+mod facts;
 mod ffi;
 mod probe;
 mod registry;

@@ -359,12 +359,15 @@ unsafe fn exit_code(vcpu: *mut c_void, isa: Isa) -> u64 {
     code
 }
 
+/// A field of the current VMCS; all ones if it has none such, or if there is no current VMCS: a VMREAD that fails leaves
+/// its destination as it was (SDM vol. 3, "VMREAD").
+///
 /// # Safety
-/// In VMX root operation with a current VMCS that has this field.
+/// In VMX root operation.
 #[inline(always)]
 unsafe fn vmread(field: u64) -> u64 {
-    let value: u64;
+    let mut value = u64::MAX;
     // SAFETY: as the caller promises; VMREAD changes the flags only.
-    unsafe { asm!("vmread {}, {}", out(reg) value, in(reg) field, options(nomem, nostack)) };
+    unsafe { asm!("vmread {}, {}", inout(reg) value, in(reg) field, options(nomem, nostack)) };
     value
 }

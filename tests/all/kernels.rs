@@ -1,0 +1,61 @@
+//! The other kernels than the usual one: exactness, witness, layouts and policy of each, in one boot per vendor.
+
+use std::process::Command;
+
+use exitscope_lab::emulator::Vendor;
+use exitscope_lab::kernel::Series;
+use exitscope_tests::{Lane, machine_of, module};
+
+use crate::{exactness, leaves, policy};
+
+/// Exits of every kind.
+const EXITS: u64 = 5_000;
+
+#[test]
+fn all_of_it_works_on_6_1() {
+    all_of_it_works(Vendor::Amd, Series::V6_1);
+}
+
+#[test]
+fn all_of_it_works_on_6_1_on_intel() {
+    all_of_it_works(Vendor::Intel, Series::V6_1);
+}
+
+#[test]
+fn all_of_it_works_on_7_2() {
+    all_of_it_works(Vendor::Amd, Series::V7_2);
+}
+
+#[test]
+fn all_of_it_works_on_7_2_on_intel() {
+    all_of_it_works(Vendor::Intel, Series::V7_2);
+}
+
+fn all_of_it_works(vendor: Vendor, series: Series) {
+    let steps = [exactness::steps(EXITS), leaves::steps(vendor), policy::steps(vendor)].concat();
+    let told = machine_of(Lane { vendor, series }, "all", steps);
+    exactness::check(&told, vendor, EXITS);
+    leaves::check(&told, vendor);
+    policy::check(&told, vendor);
+}
+
+/// What the kernel's own objtool leaves for it: each return to be patched, in C and in Rust, and how to unwind.
+#[test]
+fn every_kernel_can_patch_our_returns_and_unwind_our_functions() {
+    for series in Series::ALL {
+        let module = module(Lane { vendor: Vendor::Amd, series });
+        let output = Command::new("readelf").arg("-rW").arg(module).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let in_section = |name: &str| {
+            let mut parts = text.split("\nRelocation section '");
+            let part = parts.find(|part| part.strip_prefix(name).is_some_and(|rest| rest.starts_with('\'')));
+            part.unwrap_or_default().lines().filter(|line| line.contains("R_X86_64")).count()
+        };
+        let returns = text.lines().filter(|line| line.contains("__x86_return_thunk")).count();
+        assert!(returns > 50, "{series}: {returns}");
+        assert_eq!(in_section(".rela.return_sites"), returns, "{series}");
+        // Several places for each of our functions, which are over 50.
+        let places = in_section(".rela.orc_unwind_ip");
+        assert!(places > 2 * returns, "{series}: {places}");
+    }
+}
