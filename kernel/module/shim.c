@@ -51,19 +51,19 @@ void exitscope_set_current(const void *slot)
 		per_cpu(exitscope_current, cpu) = slot;
 }
 
-static DEFINE_RAW_SPINLOCK(lock);
+static DEFINE_SPINLOCK(lock);
 
 unsigned long exitscope_lock(void)
 {
 	unsigned long flags;
 
-	raw_spin_lock_irqsave(&lock, flags);
+	spin_lock_irqsave(&lock, flags);
 	return flags;
 }
 
 void exitscope_unlock(unsigned long flags)
 {
-	raw_spin_unlock_irqrestore(&lock, flags);
+	spin_unlock_irqrestore(&lock, flags);
 }
 
 void *exitscope_page_alloc(void)
