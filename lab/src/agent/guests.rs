@@ -13,14 +13,15 @@ use exitscope_host::model::Tick;
 use exitscope_host::region::{DEVICE, Region};
 
 use super::host::{Channel, run_steps};
-use super::qemu;
+use super::{kernel, qemu};
+use crate::debug_kernel::patience;
 use crate::image::Image;
 use crate::job::{Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MARK, Guest, JOB, Job, Output, Payload, Step};
 
 /// Time that guests get to start before the steps of `meanwhile` begin.
 const HEAD_START: Duration = Duration::from_millis(400);
-/// A guest that takes longer has hung.
-const TIME_LIMIT: &str = "120";
+/// A guest that takes longer, in seconds, has hung.
+const TIME_LIMIT: u32 = 120;
 /// The guests' kernel command line: short of log lines, each byte of which is an exit; without XSAVE, which TCG gets
 /// wrong in a guest; without tests of ciphers and of entropy, and without REP MOVSB, all of which cost emulated time.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 random.trust_cpu=on noxsave cryptomgr.notests initcall_blacklist=jent_mod_init clearcpuid=erms,fsrm";
@@ -142,7 +143,8 @@ impl Running {
     fn start(guest: &Guest, payload: impl FnOnce(&mut Command) -> io::Result<()>) -> io::Result<Self> {
         let outcome = PathBuf::from(format!("/tmp/{}.outcome", guest.name));
         let mut command = Command::new("/proc/self/exe");
-        command.args(["vmm", "--timeout", TIME_LIMIT, "--vcpus", &guest.vcpus.to_string()]);
+        let time_limit = TIME_LIMIT * patience(&kernel::release());
+        command.args(["vmm", "--timeout", &time_limit.to_string(), "--vcpus", &guest.vcpus.to_string()]);
         command.arg("--outcome").arg(&outcome);
         payload(&mut command)?;
         let mut vmm = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
