@@ -3,6 +3,7 @@
 
 mod capabilities;
 mod caps;
+mod checkers;
 mod cli;
 mod cost;
 mod debian;
