@@ -3,7 +3,7 @@
 # Debian's cargo may be an old one beside the current cargo-web; a rustup toolchain on the PATH is used as it is.
 CARGO ?= cargo
 
-.PHONY: lab test prepush module clean setup
+.PHONY: lab test test-kernel-debug prepush module clean setup
 
 # Boots a stock kernel with KVM in an emulated machine, runs a guest with our module loaded, prints its exits.
 lab: setup
@@ -14,6 +14,11 @@ test: setup
 	@$(CARGO) xtask prepush
 
 prepush: test
+
+# The tests of the whole on a kernel with KASAN, lockdep, kmemleak and others of its own checkers; it is built once.
+test-kernel-debug:
+	@./setup --debug-kernel
+	@$(CARGO) xtask test-kernel-debug
 
 # Builds the kernel module for the kernel whose build tree is KDIR: target/module/RELEASE/exitscope.ko.
 module: setup

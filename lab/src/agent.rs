@@ -1,6 +1,7 @@
 //! The first process of the emulated machine and of its guests: does the job, tells the result, powers off.
 
 mod capabilities;
+mod checkers;
 mod guest;
 mod guests;
 mod host;
@@ -32,7 +33,7 @@ pub fn main() -> io::Error {
     let done =
         kernel::mount_all().and_then(|()| fs::read(JOB)).and_then(|text| Ok(serde_json::from_slice(&text)?));
     match done {
-        Ok(Job::Host { link, modules, steps }) => {
+        Ok(Job::Host { link, modules, steps, .. }) => {
             host::run(link, &modules, &steps);
             if link == Link::Frames {
                 end = RebootCommand::Restart;

@@ -96,6 +96,23 @@ pub enum Error {
         "apt has read no package lists of Debian's main archive: run `sudo apt-get update`, with that archive among apt's sources"
     )]
     NoMirror,
+    /// This machine's package lists have no source to build the debug kernel of.
+    #[error(
+        "this machine's package lists have no {package}, of which the debug kernel is built: run `sudo apt-get update`; Debian 12 has it in its security archive"
+    )]
+    NoKernelSource {
+        /// The package.
+        package: &'static str,
+    },
+
+    /// The source of the debug kernel has no such option, or not with these others.
+    #[error(
+        "the debug kernel has not got {option}, which lab/kernel/debug.config asks for: its source or compiler has changed, so that file must"
+    )]
+    KernelLacks {
+        /// The option.
+        option: String,
+    },
 
     /// A package of a kernel could not be downloaded.
     #[error(

@@ -11,8 +11,6 @@ use crate::modules::Module;
 use crate::shared_library;
 use crate::tool::{CPUID, QEMU};
 
-/// The directory of an image that [`Image::modules`] fills.
-pub const MODULES: &str = "/modules";
 /// Where [`Image::qemu_tool`] puts the program.
 pub const QEMU_PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
 /// What QEMU reads when it boots a Linux kernel, a bzImage or one with a PVH entry, on a PC; and whose it is.
@@ -87,10 +85,10 @@ impl Image {
         self.add(path, Node::Symlink { target: target.into() })
     }
 
-    /// Adds kernel modules as `/modules/NAME.ko`.
-    pub fn modules(&mut self, modules: &[Module]) -> Result<&mut Self, Error> {
+    /// Adds kernel modules to a directory, each as `NAME.ko`.
+    pub fn modules(&mut self, directory: &str, modules: &[Module]) -> Result<&mut Self, Error> {
         for module in modules {
-            self.file(&format!("{MODULES}/{}.ko", module.name), &module.path, 0o644)?;
+            self.file(&format!("{directory}/{}.ko", module.name), &module.path, 0o644)?;
         }
         Ok(self)
     }
@@ -252,7 +250,7 @@ mod tests {
     fn modules_go_into_one_directory() {
         let mut image = Image::new();
         let module = |name: &str| Module { name: name.into(), path: format!("/m/{name}.ko").into() };
-        image.modules(&[module("kvm"), module("kvm_amd")]).unwrap();
+        image.modules("/modules", &[module("kvm"), module("kvm_amd")]).unwrap();
         assert!(paths(&image).ends_with(&["/modules", "/modules/kvm.ko", "/modules/kvm_amd.ko"]));
     }
 

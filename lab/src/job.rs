@@ -8,10 +8,14 @@ use crate::emulator::Link;
 
 /// Where the agent finds its job, in the emulated machine and in its guests.
 pub const JOB: &str = "/job.json";
+/// Where the emulated machine keeps its kernel modules.
+pub const MODULES: &str = "/modules";
 /// Where the emulated machine keeps its guests' kernel.
 pub const GUEST_KERNEL: &str = "/guest/kernel";
 /// Where the emulated machine keeps its guests' initramfs, without a job.
 pub const GUEST_INITRD: &str = "/guest/initrd";
+/// Where the emulated machine keeps the modules of that kernel.
+pub const GUEST_MODULES: &str = "/guest/modules";
 /// Where the emulated machine keeps our kernel module.
 pub const EXITSCOPE: &str = "/exitscope.ko";
 /// Where a Debian guest has our program.
@@ -39,6 +43,8 @@ pub enum Job {
         link: Link,
         /// Kernel modules to load first, in this order.
         modules: Vec<Insert>,
+        /// Kernel modules for guests under QEMU to load, in this order; the machine has them under the same paths.
+        guest_modules: Vec<Insert>,
         /// What to do then.
         steps: Vec<Step>,
     },
@@ -313,7 +319,7 @@ pub enum Event {
     Done {
         /// Release of the machine's kernel.
         kernel: String,
-        /// Lines of the kernel's log that no healthy run has.
+        /// What its checkers found, which no healthy run has: a line each.
         alarms: Vec<String>,
     },
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::cache::{Cache, Key};
+use crate::debug_kernel;
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::tool::{self, APT_CACHE, APT_GET, DEPMOD, DPKG_DEB, DPKG_QUERY};
@@ -25,7 +26,7 @@ const IMAGE_SIZE: u64 = 150 << 20;
 /// About what the unpacked header packages take.
 const HEADERS_SIZE: u64 = 110 << 20;
 
-/// A series of kernels that the lab runs on.
+/// A kernel that the lab runs on: the stock one of a series, or the one that it builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[non_exhaustive]
 pub enum Series {
@@ -36,11 +37,15 @@ pub enum Series {
     V6_12,
     /// Debian sid's.
     V7_2,
+    /// Debian's source of 6.12, built with the kernel's own checkers: see [`crate::debug_kernel`].
+    Debug,
 }
 
 impl Series {
-    /// All of them, oldest first.
-    pub const ALL: [Self; 3] = [Self::V6_1, Self::V6_12, Self::V7_2];
+    /// All of them: the stock ones, oldest first, and the one that is built.
+    pub const ALL: [Self; 4] = [Self::V6_1, Self::V6_12, Self::V7_2, Self::Debug];
+    /// The stock ones, oldest first.
+    pub const STOCK: [Self; 3] = [Self::V6_1, Self::V6_12, Self::V7_2];
 
     /// As it is written: `6.12`.
     pub fn name(self) -> &'static str {
@@ -48,6 +53,7 @@ impl Series {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
             Self::V7_2 => "7.2",
+            Self::Debug => "debug",
         }
     }
 
@@ -78,7 +84,7 @@ impl FromStr for Series {
     }
 }
 
-/// A stock kernel.
+/// A kernel to run and to build modules for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
     /// Its series.
@@ -95,8 +101,11 @@ pub struct Kernel {
     pub tools: Option<PathBuf>,
 }
 
-/// The stock kernel of a series, with what is not installed of it downloaded into the cache.
+/// The kernel of a series, with what is not installed of it downloaded into the cache, or built there.
 pub fn resolve(series: Series, cache: &Cache, progress: &mut Progress) -> Result<Kernel, Error> {
+    if series == Series::Debug {
+        return debug_kernel::resolve(cache);
+    }
     let (release, build) = if let Some(release) = installed_headers(series)? {
         (release.clone(), installed_build(&release))
     } else if let Some(release) = available_headers(series)? {
@@ -243,7 +252,7 @@ fn download_headers(release: &str, cache: &Cache) -> Result<PathBuf, Error> {
 }
 
 /// Downloads a package and unpacks it into `directory`, for which nobody need be root.
-fn download(package: &str, directory: &Path) -> Result<(), Error> {
+pub(crate) fn download(package: &str, directory: &Path) -> Result<(), Error> {
     let fetched = tool::output(APT_GET.command()?.args(["download", package]).current_dir(directory));
     fetched.map_err(|error| tool::not_downloaded(error, package))?;
     let files = fs::read_dir(directory).map_err(Error::io("read", directory))?;
@@ -384,7 +393,7 @@ linux-headers-6.12.117+deb12-cloud-amd64
         for series in Series::ALL {
             assert_eq!(series.to_string().parse(), Ok(series));
         }
-        assert!("6.13".parse::<Series>().unwrap_err().contains("6.1, 6.12, 7.2"));
+        assert!("6.13".parse::<Series>().unwrap_err().contains("6.1, 6.12, 7.2, debug"));
         assert!(!Series::V6_1.has("6.12.1-cloud-amd64") && Series::V6_1.has("6.1.0-1-cloud-amd64"));
     }
 }

@@ -8,10 +8,13 @@ use std::process::{self, Command};
 use std::time::Duration;
 
 use crate::cache::Cache;
+use crate::debug_kernel;
 use crate::emulator::{self, Machine, Vendor};
 use crate::error::Error;
-use crate::image::{Image, MODULES};
-use crate::job::{EXITSCOPE, Event, GUEST_INITRD, GUEST_KERNEL, Insert, JOB, Job, Step};
+use crate::image::Image;
+use crate::job::{
+    EXITSCOPE, Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MODULES, Insert, JOB, Job, MODULES, Step,
+};
 use crate::kernel::{self, Kernel, Series};
 use crate::modules::{self, Module};
 use crate::progress::Progress;
@@ -19,8 +22,10 @@ use crate::tool::{self, MAKE};
 use crate::vmlinux;
 
 /// Modules that a machine needs, besides those that they depend on and the vendor's part of KVM: its channel's, its
-/// disk's or its guests', the reader of MSRs.
+/// disk's, the reader of MSRs.
 const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "msr"];
+/// Modules that a guest under QEMU needs: its port's and its disk's.
+const GUEST_MODULES_NEEDED: [&str; 3] = ["virtio_pci", "virtio_console", "virtio_blk"];
 /// How many standstills of a machine are forgiven, each said so: what `qemu::COMMAND_LINE` is to prevent.
 const MOST_STANDSTILLS: u32 = 2;
 /// Modules that a machine needs only if it has a disk: under Bochs that lies in memory.
@@ -67,6 +72,8 @@ pub struct Lab {
     boot_image: PathBuf,
     modules: Vec<Module>,
     disk_modules: Vec<Module>,
+    guest_image: PathBuf,
+    guest_modules: Vec<Module>,
     exitscope: PathBuf,
     program: PathBuf,
     out: PathBuf,
@@ -79,7 +86,7 @@ pub struct Setup {
     pub paging: Paging,
     /// Whether its clock counts instructions.
     pub icount: bool,
-    /// How long it may run.
+    /// How long it may run on a stock kernel.
     pub deadline: Duration,
     /// Names its console's log.
     pub name: String,
@@ -120,13 +127,23 @@ impl Lab {
         emulator::probe(vendor)?;
         fs::create_dir_all(out).map_err(Error::io("make", out))?;
         let cache = Cache::open()?;
-        progress.phase(format!("finds a stock Linux {}", series.name()));
+        progress.phase(match series {
+            Series::Debug => "finds the debug kernel, or builds it (10 to 20 minutes, once)".to_owned(),
+            series => format!("finds a stock Linux {series}"),
+        });
         let kernel = kernel::resolve(series, &cache, progress)?;
         progress.phase(format!("prepares Linux {}", kernel.release));
         let boot_image = vmlinux::boot_image(&kernel, &cache)?;
         let needed: Vec<&str> = MODULES_NEEDED.into_iter().chain([vendor.kvm_module()]).collect();
         let modules = modules::collect(&kernel, &needed, &cache)?;
         let disk_modules = modules::collect(&kernel, modules_of_disk(vendor), &cache)?;
+        let guest_kernel = match series {
+            // Checkers in guests would only take time: what is under test is the host.
+            Series::Debug => kernel::resolve(Series::default(), &cache, progress)?,
+            _ => kernel.clone(),
+        };
+        let guest_image = vmlinux::boot_image(&guest_kernel, &cache)?;
+        let guest_modules = modules::collect(&guest_kernel, &GUEST_MODULES_NEEDED, &cache)?;
         progress.phase("builds the kernel module");
         let exitscope = build_module(&kernel)?;
         Ok(Self {
@@ -135,6 +152,8 @@ impl Lab {
             boot_image,
             modules,
             disk_modules,
+            guest_image,
+            guest_modules,
             exitscope,
             program: program.into(),
             out: out.into(),
@@ -144,6 +163,11 @@ impl Lab {
     /// Vendor of the machines' CPU.
     pub fn vendor(&self) -> Vendor {
         self.vendor
+    }
+
+    /// What modules for the machines' kernel are built against.
+    pub fn build_tree(&self) -> &Path {
+        &self.kernel.build
     }
 
     /// Release of the machines' kernel.
@@ -164,7 +188,7 @@ impl Lab {
     /// Steps that load the vendor's part of KVM anew.
     pub fn reload_kvm(&self, paging: Paging) -> [Step; 2] {
         let name = self.vendor.kvm_module();
-        [Step::Remove { name: name.into() }, Step::Insert(insert(name, paging))]
+        [Step::Remove { name: name.into() }, Step::Insert(insert(MODULES, name, paging))]
     }
 
     /// Boots a machine, does the steps, and gives back what it told. Our module is not loaded unless a step
@@ -182,7 +206,7 @@ impl Lab {
         let path = format!("/proc/{}/fd/{}", process::id(), initrd.as_raw_fd());
         let log = self.out.join(format!("{}.log", setup.name));
         let mut machine = Machine::new(self.vendor, &self.boot_image, path, &log);
-        machine.deadline = setup.deadline;
+        machine.deadline = setup.deadline * debug_kernel::patience(&self.kernel.release);
         machine.icount = setup.icount;
         machine.disk = setup.disk.clone();
         for _ in 0..MOST_STANDSTILLS {
@@ -237,8 +261,15 @@ impl Lab {
         if setup.disk.is_some() {
             modules.extend_from_slice(&self.disk_modules);
         }
-        let inserts = modules.iter().map(|module| insert(&module.name, setup.paging));
-        let job = Job::Host { link: self.vendor.link(), modules: inserts.collect(), steps };
+        let inserts = |directory, modules: &[Module]| {
+            modules.iter().map(|module| insert(directory, &module.name, setup.paging)).collect()
+        };
+        let job = Job::Host {
+            link: self.vendor.link(),
+            modules: inserts(MODULES, &modules),
+            guest_modules: inserts(GUEST_MODULES, &self.guest_modules),
+            steps,
+        };
         let job = serde_json::to_vec(&job).map_err(|error| Error::StepFailed {
             message: format!("cannot write the job: {error}"),
             log: PathBuf::new(),
@@ -246,9 +277,10 @@ impl Lab {
         let mut image = Image::new();
         image
             .file("/init", &self.program, 0o755)?
-            .modules(&modules)?
+            .modules(MODULES, &modules)?
+            .modules(GUEST_MODULES, &self.guest_modules)?
             .file(EXITSCOPE, &self.exitscope, 0o644)?
-            .file(GUEST_KERNEL, &self.boot_image, 0o644)?
+            .file(GUEST_KERNEL, &self.guest_image, 0o644)?
             .bytes(GUEST_INITRD, guest_initrd, 0o644)?
             .bytes(JOB, job, 0o644)?;
         if setup.qemu {
@@ -261,9 +293,9 @@ impl Lab {
     }
 }
 
-/// Loads one of the machine's own modules.
-fn insert(module: &str, paging: Paging) -> Insert {
-    Insert { path: format!("{MODULES}/{module}.ko"), parameters: paging.parameters(module).into() }
+/// Loads a module of the machine's or of its guests'.
+fn insert(directory: &str, module: &str, paging: Paging) -> Insert {
+    Insert { path: format!("{directory}/{module}.ko"), parameters: paging.parameters(module).into() }
 }
 
 /// Builds the kernel module if its sources are newer, and gives back its file.

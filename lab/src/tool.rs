@@ -27,6 +27,10 @@ pub(crate) const CPUID: Tool = Tool { name: "cpuid", package: "cpuid" };
 pub(crate) const QEMU: Tool = Tool { name: "qemu-system-x86_64", package: "qemu-system-x86" };
 pub(crate) const BOCHS: Tool = Tool { name: "bochs", package: "bochs bochs-term" };
 pub(crate) const MAKE: Tool = Tool { name: "make", package: "make" };
+pub(crate) const GCC: Tool = Tool { name: "gcc", package: "gcc" };
+pub(crate) const OBJCOPY: Tool = Tool { name: "objcopy", package: "binutils" };
+pub(crate) const TAR: Tool = Tool { name: "tar", package: "tar" };
+pub(crate) const NICE: Tool = Tool { name: "nice", package: "coreutils" };
 pub(crate) const SETPRIV: Tool = Tool { name: "setpriv", package: "util-linux" };
 
 pub(crate) const FAKEROOT: Tool = Tool { name: "fakeroot", package: "fakeroot" };

@@ -4,6 +4,7 @@
 mod btf;
 mod capabilities;
 mod caps;
+mod checkers;
 mod cli;
 mod cost;
 mod debian;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use exitscope_abi::leaf::{Expose, Layout};
@@ -37,6 +38,15 @@ pub fn program() -> PathBuf {
     program
 }
 
+/// The kernel of a test that names none: `EXITSCOPE_TEST_KERNEL`, by which `make test-kernel-debug` chooses another.
+///
+/// # Panics
+/// When there is no such kernel.
+fn usual() -> Series {
+    let name = std::env::var("EXITSCOPE_TEST_KERNEL").ok();
+    name.map_or(Series::default(), |name| name.parse().unwrap_or_else(|error| panic!("{error}")))
+}
+
 /// A kind of machine: whose CPU it has, and which kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane {
@@ -48,7 +58,7 @@ pub struct Lane {
 
 impl From<Vendor> for Lane {
     fn from(vendor: Vendor) -> Self {
-        Self { vendor, series: Series::default() }
+        Self { vendor, series: usual() }
     }
 }
 
@@ -144,6 +154,36 @@ pub fn report(options: &Options) -> (Report, Told) {
     in_turn(&options.setup.name, |progress| {
         run::run_told(lab(Vendor::Amd), options, progress).map(|(report, events)| (report, Told(events)))
     })
+}
+
+/// Runs an AMD machine with the debug kernel that does these steps, with a module of `tests/faults` as `/NAME.ko`: what
+/// the kernel's checkers find.
+///
+/// # Panics
+/// When they find nothing: then they do not check, and that fails the test.
+pub fn findings(name: &str, module: &str, steps: Vec<Step>) -> Vec<String> {
+    let lab = lab(Lane { vendor: Vendor::Amd, series: Series::Debug });
+    let files = vec![(format!("/{module}.ko"), build(lab, module))];
+    let setup = Setup { name: format!("debug-{name}"), files, ..Setup::default() };
+    in_turn(&setup.name, |progress| match lab.run(&setup, steps, progress) {
+        Err(Error::Alarms { lines, .. }) => Ok(lines),
+        Err(error) => Err(error),
+        Ok(_) => panic!("the kernel's checkers found nothing"),
+    })
+}
+
+/// Builds a module of `tests/faults` for the lab's kernel.
+fn build(lab: &Lab, module: &str) -> PathBuf {
+    let (from, to) = (root().join("tests/faults"), logs().join("faults"));
+    std::fs::create_dir_all(&to).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
+    for file in [format!("{module}.c"), "Kbuild".into()] {
+        std::fs::copy(from.join(&file), to.join(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+    let mut make = Command::new("make");
+    make.arg("-s").arg("-C").arg(lab.build_tree()).arg(format!("M={}", to.display())).arg("modules");
+    let output = make.output().unwrap_or_else(|error| panic!("make: {error}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    to.join(format!("{module}.ko"))
 }
 
 /// Uses a machine when no other test does.

@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo xtask prepush | tidy";
+const USAGE: &str = "usage: cargo xtask prepush | test-kernel-debug | tidy";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["prepush"] => prepush(),
+        ["test-kernel-debug"] => test_kernel_debug(),
         ["tidy"] => tidy::check(&root()),
         _ => {
             eprintln!("{USAGE}");
@@ -55,6 +56,30 @@ fn prepush() -> Result<()> {
     step("kernel-target build", || run(make(&["-C", "kernel/module", "rust"])))?;
     // One thread, so that the phases of emulated machines are printed in order; they take turns anyhow.
     step("tests", || run(cargo(&["test", "--workspace", "--", "--test-threads=1"])))
+}
+
+/// Tests of the whole that are not run on the debug kernel, by a part of their names, and why not.
+const NOT_ON_DEBUG_KERNEL: [(&str, &str); 8] = [
+    ("btf::", "they choose their kernels"),
+    ("kernels::", "they choose their kernels"),
+    ("package::", "it builds for the stock kernel"),
+    ("cost::", "most instructions are the checkers'"),
+    ("caps::", "it runs on this machine"),
+    ("cli::", "it runs on this machine"),
+    ("intel", "it has not been seen to pass in Bochs yet"),
+    ("debian_boots", "to this kernel it is Linux under QEMU again, which is run, for many minutes more"),
+];
+
+/// The tests of the whole on the debug kernel, with those that need it.
+fn test_kernel_debug() -> Result<()> {
+    step("release build", || run(cargo(&["build", "--quiet", "--release"])))?;
+    let mut tests = cargo(&["test", "--package", "exitscope-tests", "--"]);
+    tests.env("EXITSCOPE_TEST_KERNEL", "debug").args(["--test-threads=1", "--include-ignored"]);
+    for (test, reason) in NOT_ON_DEBUG_KERNEL {
+        eprintln!("xtask: without {test} ({reason})");
+        tests.args(["--skip", test]);
+    }
+    step("tests on the debug kernel", || run(tests))
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -14,14 +14,15 @@ use exitscope_host::region::{DEVICE, Region};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::host::{Channel, run_steps};
-use super::qemu;
+use super::{kernel, qemu};
+use crate::debug_kernel::patience;
 use crate::image::Image;
 use crate::job::{Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MARK, Guest, JOB, Job, Output, Payload, Step};
 
 /// Time that guests get to start before the steps of `meanwhile` begin.
 const HEAD_START: Duration = Duration::from_millis(400);
-/// A guest that takes longer has hung.
-const TIME_LIMIT: u64 = 300;
+/// A guest that takes longer, in seconds, has hung.
+const TIME_LIMIT: u32 = 300;
 /// The guests' kernel command line: short of log lines, each byte of which is an exit; without XSAVE, which TCG gets
 /// wrong in a guest; without tests of ciphers and of entropy, and without REP MOVSB, all of which cost emulated time.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 random.trust_cpu=on noxsave cryptomgr.notests initcall_blacklist=jent_mod_init clearcpuid=erms,fsrm";
@@ -70,13 +71,18 @@ fn run_to_end(guests: &[Guest], began: Instant, meanwhile: &[Step], channel: &mu
     Ok(())
 }
 
+/// How long a guest may take on this kernel, in seconds.
+fn time_limit() -> u32 {
+    TIME_LIMIT * patience(&kernel::release())
+}
+
 /// Where a guest's VMM tells what its vCPUs reported, when they have ended.
 fn outcome(name: &str) -> PathBuf {
     PathBuf::from(format!("/tmp/{name}.outcome"))
 }
 
 fn wait_for_outcome(name: &str) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(TIME_LIMIT);
+    let deadline = Instant::now() + Duration::from_secs(time_limit().into());
     while !outcome(name).exists() {
         if Instant::now() > deadline {
             return Err(io::Error::other(format!("guest {name} does not come to its end")));
@@ -174,7 +180,7 @@ impl Running {
         // That of a guest of the same name before.
         let _ = fs::remove_file(&outcome);
         let mut command = Command::new("/proc/self/exe");
-        command.args(["vmm", "--timeout", &TIME_LIMIT.to_string(), "--vcpus", &guest.vcpus.to_string()]);
+        command.args(["vmm", "--timeout", &time_limit().to_string(), "--vcpus", &guest.vcpus.to_string()]);
         command.arg("--outcome").arg(&outcome);
         if guest.lingers {
             command.arg("--linger");

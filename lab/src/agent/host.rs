@@ -10,7 +10,7 @@ use exitscope_guest::debug_port::DebugPort;
 use exitscope_host::abuse::abuse;
 use exitscope_host::region::{DEVICE, Region};
 
-use super::{capabilities, guests, kernel, output_of};
+use super::{capabilities, checkers, guests, kernel, output_of};
 use crate::emulator::Link;
 use crate::emulator::qemu::CHANNEL;
 use crate::frame;
@@ -51,7 +51,7 @@ pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
         Ok(channel) => channel,
         Err(error) => return eprintln!("agent: no channel: {error}"),
     };
-    let done = inserted.and_then(|()| run_steps(steps, &mut channel)).and_then(|()| kernel::alarms());
+    let done = inserted.and_then(|()| run_steps(steps, &mut channel)).and_then(|()| checkers::findings());
     let last = match done {
         Ok(alarms) => Event::Done { kernel: kernel::release(), alarms },
         Err(error) => Event::Failed { message: error.to_string() },

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use exitscope_host::model::Tick;
 
 use super::guests::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
+use super::kernel;
+use crate::debug_kernel::patience;
 use crate::image::QEMU_PROGRAM;
 use crate::job::{
     Event, GUEST_KERNEL, Guest, Insert, JOB, Job, KERNEL, Mark, Output, SHUTDOWN, System, Word,
@@ -39,6 +41,7 @@ pub struct Running {
     name: String,
     qemu: Child,
     started: Instant,
+    time_limit: Duration,
     console: PathBuf,
     words: Option<JoinHandle<io::Result<Words>>>,
     log: Option<JoinHandle<io::Result<Log>>>,
@@ -85,6 +88,7 @@ impl Running {
             name: guest.name.clone(),
             qemu,
             started: Instant::now(),
+            time_limit: TIME_LIMIT * patience(&kernel::release()),
             console,
             words: Some(thread::spawn(move || listen(port, &Clock::since(began)))),
             log: stderr.map(|stderr| thread::spawn(move || read_log(stderr, &Clock::since(began)))),
@@ -95,7 +99,7 @@ impl Running {
     fn failure(&self, status: ExitStatus, complaint: &str) -> io::Error {
         let console = fs::read(&self.console).unwrap_or_default();
         let complaint = match self.started.elapsed() {
-            elapsed if elapsed > TIME_LIMIT => format!("it was stopped after {} s", elapsed.as_secs()),
+            elapsed if elapsed > self.time_limit => format!("it was stopped after {} s", elapsed.as_secs()),
             _ => complaint.to_owned(),
         };
         failure(&self.name, status, &complaint, &String::from_utf8_lossy(&console))
@@ -106,7 +110,7 @@ impl Running {
             if let Some(status) = self.qemu.try_wait()? {
                 return Ok(status);
             }
-            if self.started.elapsed() > TIME_LIMIT {
+            if self.started.elapsed() > self.time_limit {
                 self.qemu.kill()?;
             }
             thread::sleep(POLL);
@@ -176,15 +180,14 @@ fn read_log(stderr: ChildStderr, clock: &Clock) -> io::Result<Log> {
     Ok(log)
 }
 
-/// The guest's initramfs, with the modules of its devices: its kernel is this machine's, so they are too.
+/// The guest's initramfs, with the modules of its devices.
 fn initrd(name: &str, commands: &[Vec<String>], debian: bool) -> io::Result<PathBuf> {
-    let Job::Host { modules, .. } = serde_json::from_slice(&fs::read(JOB)?)? else {
+    let Job::Host { guest_modules, .. } = serde_json::from_slice(&fs::read(JOB)?)? else {
         return Err(io::Error::other(format!("{JOB} is no host's job")));
     };
+    let files: Vec<PathBuf> = guest_modules.iter().map(|insert| insert.path.clone().into()).collect();
     let is_disks = |insert: &Insert| insert.path.contains(GUEST_DISK_MODULE);
-    let virtio = modules.into_iter().filter(|insert| insert.path.contains("/virtio"));
-    let (disks, modules): (Vec<_>, Vec<_>) = virtio.partition(is_disks);
-    let files: Vec<PathBuf> = disks.iter().chain(&modules).map(|insert| insert.path.clone().into()).collect();
+    let (disks, modules): (Vec<_>, Vec<_>) = guest_modules.into_iter().partition(is_disks);
     let system = debian.then(|| System { disk: GUEST_DISK.into(), modules: disks });
     initrd_with_job(name, &Job::Guest { modules, port: true, system, commands: commands.to_vec() }, &files)
 }
