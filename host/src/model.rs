@@ -131,12 +131,13 @@ impl Reason {
             (mine, theirs) => mine.min(theirs),
         };
         self.max = self.max.max(other.max);
-        self.exits += other.exits;
-        self.cycles += other.cycles;
-        self.untimed += other.untimed;
+        self.exits = self.exits.wrapping_add(other.exits);
+        self.cycles = self.cycles.wrapping_add(other.cycles);
+        self.untimed = self.untimed.wrapping_add(other.untimed);
         let mut buckets: BTreeMap<u64, u64> = self.histogram.drain(..).collect();
         for &(low, count) in &other.histogram {
-            *buckets.entry(low).or_default() += count;
+            let sum = buckets.entry(low).or_default();
+            *sum = sum.wrapping_add(count);
         }
         self.histogram = buckets.into_iter().collect();
     }
@@ -235,11 +236,11 @@ pub fn name(isa: Isa, code: u64) -> String {
     reason.map_or_else(|| format!("UNKNOWN({code})"), |reason| reason.name.into())
 }
 
-/// Adds up accounts.
+/// Adds up accounts, which wrap around as the module's counters do.
 pub fn total<'a>(reasons: impl IntoIterator<Item = &'a Reason>) -> Total {
     reasons.into_iter().fold(Total::default(), |sum, reason| Total {
-        exits: sum.exits + reason.exits,
-        cycles: sum.cycles + reason.cycles,
+        exits: sum.exits.wrapping_add(reason.exits),
+        cycles: sum.cycles.wrapping_add(reason.cycles),
     })
 }
 
