@@ -1,6 +1,7 @@
 //! The project's own checks: `cargo xtask prepush` is exactly what CI runs.
 #![forbid(unsafe_code)]
 
+mod fuzz;
 mod tidy;
 
 use std::env;
@@ -10,13 +11,16 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo xtask prepush | tidy";
+const USAGE: &str = "usage: cargo xtask prepush | tidy | fuzz [SECONDS] | miri";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["prepush"] => prepush(),
         ["tidy"] => tidy::check(&root()),
+        ["fuzz"] => fuzz::fuzz(&root(), "60"),
+        ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => fuzz::fuzz(&root(), seconds),
+        ["miri"] => miri(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -55,6 +59,15 @@ fn prepush() -> Result<()> {
     step("kernel-target build", || run(make(&["-C", "kernel/module", "rust"])))?;
     // One thread, so that the phases of emulated machines are printed in order; they take turns anyhow.
     step("tests", || run(cargo(&["test", "--workspace", "--", "--test-threads=1"])))
+}
+
+/// Runs the tests of what goes into the kernel under Miri, which only nightly toolchains have.
+fn miri() -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["+nightly", "miri", "test", "--package", "exitscope-abi", "--package", "exitscope-core"]);
+    // Cargo has set these for xtask's own toolchain.
+    command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(root());
+    run(command).context("needs rustup's nightly toolchain with its component miri")
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
