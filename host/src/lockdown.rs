@@ -37,44 +37,40 @@ fn reason(root: &Path) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// The reason on a machine with these files.
-    fn reason_of(files: &[(&str, &[u8])]) -> Option<&'static str> {
+    const LOCKDOWN: &str = "sys/kernel/security/lockdown";
+    const ENFORCE: &str = "sys/module/module/parameters/sig_enforce";
+
+    /// On a machine with these files, the reason is this.
+    fn check(files: &[(&str, &[u8])], expected: Option<&str>) {
         let root = tempfile::tempdir().unwrap();
         for (path, contents) in files {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, contents).unwrap();
         }
-        reason(root.path())
+        assert_eq!(reason(root.path()), expected, "{files:?}");
     }
 
     #[test]
     fn each_sign_of_it_is_known() {
-        const LOCKDOWN: &str = "sys/kernel/security/lockdown";
-        const ENFORCE: &str = "sys/module/module/parameters/sig_enforce";
-        let on: &[u8] = &[6, 0, 0, 0, 1];
-        let cases: [(&[(&str, &[u8])], Option<&str>); 8] = [
-            (&[], None),
-            (&[(LOCKDOWN, b"[none] integrity confidentiality\n"), (ENFORCE, b"N\n")], None),
-            (&[(LOCKDOWN, b"none [integrity] confidentiality\n")], Some("this kernel is locked down")),
-            (&[(LOCKDOWN, b"none integrity [confidentiality]\n")], Some("this kernel is locked down")),
-            (&[(ENFORCE, b"Y\n")], Some("this kernel enforces signatures of modules")),
-            (&[(SECURE_BOOT, on)], Some("Secure Boot is on")),
-            (&[(SECURE_BOOT, &[6, 0, 0, 0, 0])], None),
-            (&[(SECURE_BOOT, &[1])], None),
-        ];
-        for (files, expected) in cases {
-            assert_eq!(reason_of(files), expected, "{files:?}");
+        check(&[], None);
+        check(&[(LOCKDOWN, b"[none] integrity confidentiality\n"), (ENFORCE, b"N\n")], None);
+        for level in [&b"none [integrity] confidentiality\n"[..], b"none integrity [confidentiality]\n"] {
+            check(&[(LOCKDOWN, level)], Some("this kernel is locked down"));
         }
+        check(&[(ENFORCE, b"Y\n")], Some("this kernel enforces signatures of modules"));
+        check(&[(SECURE_BOOT, &[6, 0, 0, 0, 1])], Some("Secure Boot is on"));
+        check(&[(SECURE_BOOT, &[6, 0, 0, 0, 0])], None);
+        check(&[(SECURE_BOOT, &[1])], None);
     }
 
     #[test]
     fn the_advice_says_what_to_do() {
         let root = tempfile::tempdir().unwrap();
         assert!(advice(root.path()).ends_with("`sudo insmod`)"));
-        let parameters = root.path().join("sys/module/module/parameters");
-        fs::create_dir_all(&parameters).unwrap();
-        fs::write(parameters.join("sig_enforce"), "Y\n").unwrap();
+        let enforce = root.path().join(ENFORCE);
+        fs::create_dir_all(enforce.parent().unwrap()).unwrap();
+        fs::write(enforce, "Y\n").unwrap();
         assert!(advice(root.path()).ends_with("docs/install.md says how"));
     }
 }

@@ -9,5 +9,6 @@ mod debian;
 mod exactness;
 mod leaves;
 mod life;
+mod package;
 mod paging;
 mod policy;
