@@ -3,7 +3,7 @@
 # Debian's cargo may be an old one beside the current cargo-web; a rustup toolchain on the PATH is used as it is.
 CARGO ?= cargo
 
-.PHONY: lab test test-kernel-debug prepush module clean setup
+.PHONY: lab test test-kernel-debug test-package prepush module package fuzz miri clean setup
 
 # Boots a stock kernel with KVM in an emulated machine, runs a guest with our module loaded, prints its exits.
 lab: setup
@@ -23,6 +23,22 @@ test-kernel-debug:
 # Builds the kernel module for the kernel whose build tree is KDIR: target/module/RELEASE/exitscope.ko.
 module: setup
 	@$(MAKE) --no-print-directory -C kernel/module $(if $(KDIR),KDIR=$(abspath $(KDIR))) report
+
+# Packs the module's sources for DKMS: target/package/exitscope-dkms_VERSION_all.deb.
+package:
+	@kernel/dkms/build
+
+# Installs the package, upgrades kernels and removes it, in fresh Debian 12 and 13 trees. Needs root.
+test-package:
+	@kernel/dkms/test
+
+# Fuzzes each target for SECONDS (60).
+fuzz: setup
+	@$(CARGO) xtask fuzz $(SECONDS)
+
+# Runs the tests of abi and core under Miri.
+miri:
+	@$(CARGO) xtask miri
 
 setup:
 	@./setup

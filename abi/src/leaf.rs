@@ -202,6 +202,7 @@ pub const fn may_be_ours(leaf: u32) -> bool {
 
 impl Question {
     /// What a guest asks with this leaf (EAX) and sub-leaf (ECX); `None` when the leaf is not exitscope's.
+    #[inline]
     pub const fn parse(layout: Layout, leaf: u32, sub_leaf: u32) -> Option<Self> {
         let course = match layout {
             Layout::Classic => match leaf {

@@ -9,6 +9,7 @@ pub mod caps;
 pub mod compare;
 pub mod control;
 pub mod course;
+pub mod lockdown;
 pub mod model;
 pub mod region;
 pub mod render;

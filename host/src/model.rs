@@ -150,7 +150,7 @@ impl Reason {
             *count = count.saturating_sub(gone.get(low).copied().unwrap_or(0));
         }
         self.histogram.retain(|&(_, count)| count > 0);
-        let timed: u64 = self.histogram.iter().map(|&(_, count)| count).sum();
+        let timed = self.histogram.iter().map(|&(_, count)| count).fold(0, u64::wrapping_add);
         self.untimed = self.exits.saturating_sub(timed);
         let (first, last) = (self.histogram.first(), self.histogram.last());
         self.min = first.map_or(0, |&(low, _)| low.max(self.min));
@@ -163,15 +163,16 @@ impl Reason {
             (mine, theirs) => mine.min(theirs),
         };
         self.max = self.max.max(other.max);
-        self.exits += other.exits;
-        self.cycles += other.cycles;
-        self.kernel += other.kernel;
-        self.user += other.user;
-        self.halted += other.halted;
-        self.untimed += other.untimed;
+        self.exits = self.exits.wrapping_add(other.exits);
+        self.cycles = self.cycles.wrapping_add(other.cycles);
+        self.kernel = self.kernel.wrapping_add(other.kernel);
+        self.user = self.user.wrapping_add(other.user);
+        self.halted = self.halted.wrapping_add(other.halted);
+        self.untimed = self.untimed.wrapping_add(other.untimed);
         let mut buckets: BTreeMap<u64, u64> = self.histogram.drain(..).collect();
         for &(low, count) in &other.histogram {
-            *buckets.entry(low).or_default() += count;
+            let sum = buckets.entry(low).or_default();
+            *sum = sum.wrapping_add(count);
         }
         self.histogram = buckets.into_iter().collect();
     }
@@ -279,11 +280,11 @@ pub fn name(isa: Isa, code: u64) -> Cow<'static, str> {
     reason.map_or_else(|| format!("UNKNOWN({code})").into(), |reason| reason.name.into())
 }
 
-/// Adds up accounts.
+/// Adds up accounts, which wrap around as the module's counters do.
 pub fn total<'a>(reasons: impl IntoIterator<Item = &'a Reason>) -> Total {
     reasons.into_iter().fold(Total::default(), |sum, reason| Total {
-        exits: sum.exits + reason.exits,
-        cycles: sum.cycles + reason.cycles,
+        exits: sum.exits.wrapping_add(reason.exits),
+        cycles: sum.cycles.wrapping_add(reason.cycles),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
@@ -17,6 +18,7 @@ use exitscope_abi::region::{
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use serde::Serialize;
 
+use crate::lockdown;
 use crate::model::{self, OVERFLOW, Quality, Reason, Vcpu, Vm};
 
 /// Where the module puts its device.
@@ -27,8 +29,13 @@ const LENGTH: usize = MAX_PAGES * PAGE_SIZE;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no device.
-    #[error("{0} does not exist: load the module first (`make module`, then `sudo insmod`)")]
-    Missing(PathBuf),
+    #[error("{path} does not exist: {advice}")]
+    Missing {
+        /// The device.
+        path: PathBuf,
+        /// What to do on this machine.
+        advice: String,
+    },
     /// The device cannot be opened or mapped.
     #[error("{path}: {source}{}", if source.kind() == io::ErrorKind::PermissionDenied { " (it is root's: use sudo)" } else { "" })]
     Access {
@@ -52,7 +59,9 @@ pub enum Error {
 /// Why a device could not be opened.
 pub(crate) fn not_open(path: &Path, source: io::Error) -> Error {
     match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing(path.into()),
+        io::ErrorKind::NotFound => {
+            Error::Missing { path: path.into(), advice: lockdown::advice(Path::new("/")) }
+        }
         _ => Error::Access { path: path.into(), source },
     }
 }
@@ -61,6 +70,10 @@ pub(crate) fn not_open(path: &Path, source: io::Error) -> Error {
 #[derive(Debug)]
 pub struct Region {
     base: NonNull<Header>,
+    /// Bytes of the mapping.
+    length: usize,
+    /// Whether the module is behind it, which writes to it: a copy in a file has no writer to wait for.
+    live: bool,
 }
 
 /// A field of a kind of cell, as the region describes it: see [`exitscope_abi::region::Field`].
@@ -115,15 +128,22 @@ pub struct Snapshot {
 }
 
 impl Region {
-    /// Maps the module's device.
+    /// Maps the module's device, or a copy of what it shows in a file, which nobody may shorten meanwhile.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let access = |source| Error::Access { path: path.into(), source };
         let file = File::open(path).map_err(|error| not_open(path, error))?;
+        let metadata = file.metadata().map_err(access)?;
+        let live = metadata.file_type().is_char_device();
+        let length =
+            if live { LENGTH } else { usize::try_from(metadata.len()).unwrap_or(LENGTH).min(LENGTH) };
+        if length < CELL_SIZE {
+            return Err(access(io::ErrorKind::UnexpectedEof.into()));
+        }
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { mmap(ptr::null_mut(), LENGTH, ProtFlags::READ, MapFlags::SHARED, &file, 0) }
+        let base = unsafe { mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &file, 0) }
             .map_err(|errno| access(errno.into()))?;
         let base = NonNull::new(base.cast()).ok_or_else(|| access(io::ErrorKind::AddrNotAvailable.into()))?;
-        let region = Self { base };
+        let region = Self { base, length, live };
         let (magic, version) = (region.header().magic.load(Acquire), region.header().version.load(Relaxed));
         if magic != MAGIC || version != VERSION {
             return Err(Error::Version { path: path.into(), found: version });
@@ -132,15 +152,16 @@ impl Region {
     }
 
     fn header(&self) -> &Header {
-        // SAFETY: page 0 exists as long as the module is loaded, and the mapping keeps it loaded.
+        // SAFETY: page 0 exists as long as the module is loaded, and the mapping keeps it loaded. A file has a cell
+        // at least.
         unsafe { self.base.as_ref() }
     }
 
     fn cells(&self) -> impl Iterator<Item = &Counters> {
         let count = self.header().cells.load(Acquire) as usize;
-        // SAFETY: the module says that these cells exist, within the mapping; Counters is all atomics, valid for
-        // whatever a cell holds.
-        (1..count.min(LENGTH / CELL_SIZE)).map(|number| unsafe { self.base.cast().add(number).as_ref() })
+        // SAFETY: the module says that these cells exist, or the file has them, and they are within the mapping;
+        // Counters is all atomics, valid for whatever a cell holds.
+        (1..count.min(self.length / CELL_SIZE)).map(|number| unsafe { self.base.cast().add(number).as_ref() })
     }
 
     /// Reads again when numbers have moved between cells meanwhile.
@@ -150,7 +171,8 @@ impl Region {
             let before = changes();
             let result = read();
             fence(Acquire);
-            if before.iter().all(|count| count % 2 == 0) && changes() == before {
+            let steady = before.iter().all(|count| count % 2 == 0) && changes() == before;
+            if steady || !self.live {
                 return result;
             }
             thread::yield_now();
@@ -174,7 +196,7 @@ impl Region {
     pub fn exits(&self) -> u64 {
         self.steadily(|| {
             let counters = self.cells().filter(|cell| cell.head.kind.load(Relaxed) == kind::COUNTERS);
-            counters.map(|cell| cell.exits.load(Relaxed)).sum()
+            counters.map(|cell| cell.exits.load(Relaxed)).fold(0, u64::wrapping_add)
         })
     }
 
@@ -240,7 +262,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no reference into it outlives the Region.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), LENGTH) };
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
     }
 }
 
@@ -325,7 +347,7 @@ fn reason(counters: &Counters, code: u64, isa: Isa) -> Reason {
         halted,
         min: if min == u64::MAX { 0 } else { min },
         max,
-        untimed: exits.saturating_sub(histogram.iter().map(|&(_, count)| count).sum()),
+        untimed: exits.saturating_sub(histogram.iter().map(|&(_, count)| count).fold(0, u64::wrapping_add)),
         histogram,
     }
 }

@@ -24,13 +24,6 @@
 #include "exitscope.h"
 #include "shim.h"
 
-#if defined(CONFIG_CFI_CLANG) || defined(CONFIG_CFI)
-#error "exitscope's probes carry no CFI type hashes: this kernel (CONFIG_CFI) is not supported"
-#endif
-#ifdef CONFIG_PREEMPT_RT
-#error "exitscope allocates in its probes: this kernel (CONFIG_PREEMPT_RT) is not supported"
-#endif
-
 /* As abi/src/region.rs has it. */
 #define EXITSCOPE_MAX_PAGES 16384
 
@@ -406,6 +399,15 @@ static int start_watching(void)
 
 static int choose_vendor(void)
 {
+	/* Refused here and not by the build, which would fail the installation of such a kernel beside ours (DKMS). */
+	if (IS_ENABLED(CONFIG_CFI_CLANG) || IS_ENABLED(CONFIG_CFI)) {
+		pr_err("a kernel with CFI is not supported: our probes carry no type hashes\n");
+		return -EOPNOTSUPP;
+	}
+	if (IS_ENABLED(CONFIG_PREEMPT_RT)) {
+		pr_err("a kernel with PREEMPT_RT is not supported: our probes allocate memory\n");
+		return -EOPNOTSUPP;
+	}
 	if (boot_cpu_has(X86_FEATURE_SVM)) {
 		on_exit = exitscope_on_svm_exit;
 	} else if (hypervisor_is_type(X86_HYPER_MS_HYPERV)) {

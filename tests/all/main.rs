@@ -13,5 +13,6 @@ mod interface;
 mod kernels;
 mod leaves;
 mod life;
+mod package;
 mod paging;
 mod policy;

@@ -1,6 +1,7 @@
 //! The project's own checks: `cargo xtask prepush` is exactly what CI runs.
 #![forbid(unsafe_code)]
 
+mod fuzz;
 mod tidy;
 
 use std::env;
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: cargo xtask prepush | test-kernel-debug | tidy";
+const USAGE: &str = "usage: cargo xtask prepush | test-kernel-debug | tidy | fuzz [SECONDS] | miri";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
         ["prepush"] => prepush(),
         ["test-kernel-debug"] => test_kernel_debug(),
         ["tidy"] => tidy::check(&root()),
+        ["fuzz"] => fuzz::fuzz(&root(), "60"),
+        ["fuzz", seconds] if seconds.parse::<u32>().is_ok() => fuzz::fuzz(&root(), seconds),
+        ["miri"] => miri(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -80,6 +84,15 @@ fn test_kernel_debug() -> Result<()> {
         tests.args(["--skip", test]);
     }
     step("tests on the debug kernel", || run(tests))
+}
+
+/// Runs the tests of what goes into the kernel under Miri, which only nightly toolchains have.
+fn miri() -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["+nightly", "miri", "test", "--package", "exitscope-abi", "--package", "exitscope-core"]);
+    // Cargo has set these for xtask's own toolchain.
+    command.env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN").current_dir(root());
+    run(command).context("needs rustup's nightly toolchain with its component miri")
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

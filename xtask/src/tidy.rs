@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("exitscope-lab", &["abi", "guest", "host", "vmm"]),
     ("exitscope", &["abi", "guest", "host", "lab", "vmm"]),
     ("exitscope-tests", &["abi", "core", "guest", "host", "lab"]),
+    ("exitscope-fuzz", &["abi", "core", "host", "lab"]),
     ("xtask", &[]),
 ];
 /// Crates that may hold unsafe code; all others forbid it.

@@ -62,7 +62,7 @@ fn pair(reader: &mut Reader, cpu: u32, number: usize, line: &str) {
                 Place { column: first.place.column + first.text.chars().count(), ..first.place },
                 "the line ends before its value",
             ),
-            (Some(Word { text, place }), rest) => match value(text) {
+            (Some(Word { text, place }), rest) => match value_of(address, text) {
                 Err(what) => reader.complain(place, what),
                 Ok(value) => {
                     reader.keep(place, cpu, address, value);
@@ -72,6 +72,14 @@ fn pair(reader: &mut Reader, cpu: u32, number: usize, line: &str) {
                 }
             },
         },
+    }
+}
+
+/// A value that fits into the register.
+fn value_of(address: Address, text: &str) -> Result<Option<u64>, String> {
+    match (address, value(text)?) {
+        (Address::Cpuid(..), Some(_)) => hex(text, 8).map(Some),
+        (_, value) => Ok(value),
     }
 }
 

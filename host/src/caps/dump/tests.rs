@@ -91,6 +91,7 @@ fn lists() {
     check("CPU 0:\n0x480 3da050000000013\n0x481 -\n[cpu1]\n0x480,3da050000000013\n0x481,?\n", &TWO, &[]);
     let edx = Address::Cpuid(0x8000_000A, Gpr::Edx);
     check("cpuid.0x8000000a.edx 0x1fbfbcff", &[(0, &[(edx, Some(0x1FBF_BCFF))])], &[]);
+    check("cpuid.0x8000000a.edx 0x11fbfbcff", &[], &["line 1, column 22: `0x11fbfbcff` has 9 digits"]);
     check("0x480 1\n0x480 1\nCPU 0\n0x480 1", &[(0, &[(BASIC, Some(1))])], &[]);
 }
 

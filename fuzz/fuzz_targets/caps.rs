@@ -1,0 +1,4 @@
+//! Dumps of capability registers: see the function of this name in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| exitscope_fuzz::caps(bytes));

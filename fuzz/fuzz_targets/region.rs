@@ -1,0 +1,4 @@
+//! The region of counters: see the function of this name in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| exitscope_fuzz::region(bytes));
