@@ -28,7 +28,8 @@ fn adds_few_instructions(vendor: Vendor) {
         assert_eq!(module.len(), if workload == "rdmsr" { 4 } else { 3 });
         for cost in module {
             eprintln!("{cost:?}");
-            assert!(cost.added > 0.0 && cost.added <= limit, "{cost:?}");
+            // Ticks are counted over a hundred exits; differences of such numbers are not exact in binary.
+            assert!(cost.added > 0.0 && cost.added < limit + 0.005, "{cost:?}");
             assert!(cost.added < ftrace);
         }
     }
