@@ -9,6 +9,7 @@ use std::path::Path;
 use exitscope_abi::leaf::{Discovery, Expose, Figures, Layout, Question, Registers, Scope, may_be_ours};
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{Counters, MAGIC, VERSION};
+use exitscope_core::btf::{Types, split};
 use exitscope_core::{Figured, Setting, Sum, answer};
 use exitscope_host::caps::decode::decode;
 use exitscope_host::caps::render::{self, Forms};
@@ -22,7 +23,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [("leaf", leaf), ("caps", caps), ("frame", frame), ("region", region)];
+pub const TARGETS: [Target; 5] =
+    [("leaf", leaf), ("caps", caps), ("frame", frame), ("region", region), ("btf", btf)];
 
 /// Takes numbers off the front of bytes; zeroes follow where these end.
 struct Numbers<'a>(&'a [u8]);
@@ -174,12 +176,31 @@ pub fn region(bytes: &[u8]) {
         assert!(header.len() + bytes.len() < exitscope_abi::region::CELL_SIZE);
         return;
     };
-    let _ = region.exits();
-    let snapshot = region.snapshot();
-    for vcpu in snapshot.vms.iter().flat_map(|vm| &vm.vcpus) {
-        assert_eq!(vcpu.total, model::total(&vcpu.reasons));
-        assert!(vcpu.reasons.iter().all(|reason| reason.exits > 0 && reason.untimed <= reason.exits));
+    let _ = (region.exits(), region.fields());
+    for snapshot in [region.snapshot(), region.since_reset()] {
+        for vcpu in snapshot.vms.iter().flat_map(|vm| &vm.vcpus) {
+            assert_eq!(vcpu.total, model::total(&vcpu.reasons));
+            assert!(vcpu.reasons.iter().all(|reason| reason.exits > 0 && reason.untimed <= reason.exits));
+        }
+        let _ = model::merge(snapshot.vms.iter().flat_map(|vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
+        serde_json::to_vec(&snapshot.vms).expect("a document");
     }
-    let _ = model::merge(snapshot.vms.iter().flat_map(|vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
-    serde_json::to_vec(&snapshot.vms).expect("a document");
+}
+
+/// What a kernel and its module say of their structures, and a question about that: the lengths of the first and of the
+/// question in 16 bits each, then the three.
+///
+/// # Panics
+/// When the same question has two answers.
+pub fn btf(bytes: &[u8]) {
+    let mut numbers = Numbers(bytes);
+    let [kernel, question] = [(); 2].map(|()| usize::from(u16::from_le_bytes(numbers.take())));
+    let (kernel, rest) = numbers.0.split_at(kernel.min(numbers.0.len()));
+    let (question, module) = rest.split_at(question.min(rest.len()));
+    let Some(types) = Types::read(kernel, module) else { return };
+    let Ok(question) = std::str::from_utf8(question) else { return };
+    let place = types.place(question);
+    if let Some((name, steps)) = split(question) {
+        assert_eq!(types.place_in(&types.root(name), steps), place);
+    }
 }

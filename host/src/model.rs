@@ -326,6 +326,18 @@ mod tests {
     }
 
     #[test]
+    fn what_came_before_is_taken_away() {
+        let before = Reason { histogram: vec![(512, 2), (1024, 1)], ..reason(10, 4, 600, 1_500) };
+        let mut since =
+            Reason { histogram: vec![(512, 2), (1024, 4), (4096, 1)], ..reason(10, 9, 600, 5_000) };
+        since.subtract(&before);
+        assert_eq!((since.exits, since.cycles, since.untimed), (5, 50, 1));
+        assert_eq!(since.histogram, [(1024, 3), (4096, 1)]);
+        // Bounds: nothing since then can have been shorter than its bucket, or longer than the longest of all.
+        assert_eq!((since.min, since.max), (1_024, 5_000));
+    }
+
+    #[test]
     fn no_code_is_hidden() {
         assert_eq!(name(Isa::Svm, 114), "CPUID");
         assert_eq!(name(Isa::Vmx, 131_072), "UNKNOWN(131072)");
