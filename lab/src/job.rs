@@ -139,6 +139,11 @@ pub enum Step {
         /// Stop?
         on: bool,
     },
+    /// Wait until our module knows a VM.
+    AwaitVm {
+        /// Its number.
+        id: u32,
+    },
     /// Sleep.
     Sleep {
         /// How long, in ms.

@@ -47,11 +47,14 @@ fn a_policy_may_be_set_for_one_vm() {
     let steps = vec![
         insert(""),
         guests(vec![flat("first", "rdmsr", 1_000, 1)]),
-        while_running(vec![linux("quiet", &read)], vec![policy("off", "2", "off"), status_step("during")]),
-        while_running(vec![linux("all", &read)], vec![policy("host", "3", "host")]),
+        while_running(
+            vec![linux("quiet", &read)],
+            vec![Step::AwaitVm { id: 2 }, policy("off", "2", "off"), status_step("during")],
+        ),
+        while_running(vec![linux("all", &read)], vec![Step::AwaitVm { id: 3 }, policy("host", "3", "host")]),
         while_running(
             vec![linux("own", &read)],
-            vec![policy("vm", "4", "host"), policy("back", "4", "default")],
+            vec![Step::AwaitVm { id: 4 }, policy("vm", "4", "host"), policy("back", "4", "default")],
         ),
         policy("finished", "1", "off"),
         policy("none", "99", "off"),

@@ -90,6 +90,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             channel.tell(&Event::Output { label: label.clone(), output: output_of(command) })
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
+        Step::AwaitVm { id } => await_vm(*id),
         Step::Sleep { ms } => {
             thread::sleep(Duration::from_millis(*ms));
             Ok(())
@@ -104,6 +105,16 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         },
         Step::Repeat { times, steps } => (0..*times).try_for_each(|_| run_steps(steps, channel)),
     }
+}
+
+fn await_vm(id: u32) -> io::Result<()> {
+    let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
+    let id = id.to_string();
+    // A machine that waits for ever is stopped at its deadline.
+    while !region.snapshot().vms.iter().any(|vm| vm.id == id) {
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn snapshot(label: &str) -> io::Result<Event> {
