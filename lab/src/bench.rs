@@ -19,6 +19,8 @@ const BATCH: u64 = 100;
 const EXITS: u64 = 100 * BATCH;
 /// The workloads measured: what most guests do most, and what one does that asks for its exits all the time.
 const WORKLOADS: [&str; 3] = ["cpuid", "rdmsr", "leaf"];
+/// An exit that goes to the VMM and back, whose time in user space is told apart.
+const TO_USER: &str = "pio";
 /// VMs alive beside the one that is measured.
 const OTHERS: u32 = 63;
 /// vCPUs of a guest that has many.
@@ -108,6 +110,7 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
         };
         steps.extend(start);
         steps.extend(WORKLOADS.map(|workload| alone(measure(Case::plain(workload)))));
+        steps.push(alone(measure(Case::plain(TO_USER))));
         if watch != "ftrace" {
             for workload in WORKLOADS {
                 steps.push(alone(measure(Case { vcpus: VCPUS, ..Case::plain(workload) })));
