@@ -90,6 +90,9 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             channel.tell(&Event::Output { label: label.clone(), output: output_of(command) })
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
+        Step::Migrate { guest, times } => guests::migrate(guest, *times),
+        Step::Online { cpu, on } => kernel::online(*cpu, *on),
+        Step::WriteMsr { cpu, address, value } => kernel::write_msr(*cpu, *address, *value),
         Step::Sleep { ms } => {
             thread::sleep(Duration::from_millis(*ms));
             Ok(())
