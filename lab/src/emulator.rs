@@ -136,6 +136,8 @@ pub struct Machine {
     pub command_line: String,
     /// Memory, in MiB.
     pub memory_mib: u32,
+    /// How many CPUs it has. More than one only under Bochs, whose CPUs take turns and repeat.
+    pub cpus: u32,
     /// Whether the clock counts instructions, so that costs are exact and repeatable. QEMU only; Bochs' always does.
     pub icount: bool,
     /// Where the serial console goes.
@@ -147,7 +149,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with the lab's usual hardware: one CPU, since neither emulator is faster or safer with more.
+    /// A machine with the lab's usual hardware: one CPU, as no emulator is faster with more.
     pub fn new(
         vendor: Vendor,
         kernel: impl Into<PathBuf>,
@@ -164,6 +166,7 @@ impl Machine {
             initrd: initrd.into(),
             command_line: command_line.into(),
             memory_mib,
+            cpus: 1,
             icount: false,
             console_log: console_log.into(),
             deadline: Duration::from_secs(300),

@@ -144,6 +144,29 @@ pub enum Step {
         /// Its number.
         id: u32,
     },
+    /// Move the vCPUs' threads of a guest that is running from CPU to CPU.
+    Migrate {
+        /// From [`Guest::name`].
+        guest: String,
+        /// How often each.
+        times: u32,
+    },
+    /// Switch a CPU on or off.
+    Online {
+        /// Which.
+        cpu: u32,
+        /// On?
+        on: bool,
+    },
+    /// Write to a register of one CPU.
+    WriteMsr {
+        /// Which CPU.
+        cpu: u32,
+        /// The register.
+        address: u32,
+        /// Its value.
+        value: u64,
+    },
     /// Sleep.
     Sleep {
         /// How long, in ms.

@@ -84,6 +84,8 @@ pub struct Lab {
 pub struct Setup {
     /// How KVM pages its guests.
     pub paging: Paging,
+    /// How many CPUs it has: more than one on the Intel lane only.
+    pub cpus: u32,
     /// Whether its clock counts instructions.
     pub icount: bool,
     /// How long it may run on a stock kernel.
@@ -104,6 +106,7 @@ impl Default for Setup {
         let deadline = Duration::from_secs(600);
         Self {
             paging: Paging::Nested,
+            cpus: 1,
             icount: false,
             deadline,
             name: "console".into(),
@@ -207,6 +210,7 @@ impl Lab {
         let log = self.out.join(format!("{}.log", setup.name));
         let mut machine = Machine::new(self.vendor, &self.boot_image, path, &log);
         machine.deadline = setup.deadline * debug_kernel::patience(&self.kernel.release);
+        machine.cpus = setup.cpus;
         machine.icount = setup.icount;
         machine.disk = setup.disk.clone();
         for _ in 0..MOST_STANDSTILLS {

@@ -8,6 +8,7 @@ use exitscope_core::btf::{Place, Types};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Insert, Step};
 use exitscope_lab::kernel::Series;
+use exitscope_lab::session::Setup;
 use exitscope_tests::{Lane, console, exits, flat, guests, insert, lab, machine_with, refused, remove};
 
 fn objcopy(arguments: &[&str], files: &[&Path]) {
@@ -141,7 +142,8 @@ fn a_kernel_that_does_not_say_where_things_are_is_refused() {
         load("/modules/kvm_amd.ko"),
         refused("kvm bare", insert("")),
     ];
-    let told = machine_with(Vendor::Amd, "btf", files, steps);
+    let setup = Setup { name: "btf".into(), files, ..Setup::default() };
+    let told = machine_with(Vendor::Amd, setup, steps);
 
     for (label, hints) in [
         ("svm bare", ["no /sys/kernel/btf/kvm_amd", "struct vcpu_svm"]),

@@ -16,3 +16,4 @@ mod life;
 mod package;
 mod paging;
 mod policy;
+mod smp;

@@ -111,21 +111,16 @@ pub fn machine(name: &str, steps: Vec<Step>) -> Told {
 /// # Panics
 /// When a step fails or the machine's kernel complains: that fails the test.
 pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Told {
-    machine_with(lane, name, vec![], steps)
+    machine_with(lane, Setup { name: name.into(), ..Setup::default() }, steps)
 }
 
-/// As [`machine_of`], with more files in the machine: their paths there and here.
+/// As [`machine_of`], with a machine that is set up like this.
 ///
 /// # Panics
 /// As [`machine_of`].
-pub fn machine_with(
-    lane: impl Into<Lane>,
-    name: &str,
-    files: Vec<(String, PathBuf)>,
-    steps: Vec<Step>,
-) -> Told {
+pub fn machine_with(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Told {
     let lane = lane.into();
-    let setup = Setup { name: lane.named(name), files, ..Setup::default() };
+    let setup = Setup { name: lane.named(&setup.name), ..setup };
     Told(in_turn(&setup.name, |progress| lab(lane).run(&setup, steps, progress)))
 }
 

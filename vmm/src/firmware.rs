@@ -40,7 +40,8 @@ pub struct Disk {
     pub address: u64,
 }
 
-/// Puts a kernel, its initrd, its command line and a disk into `memory`, an empty file that can be mapped.
+/// Puts a kernel, its initrd, its command line and a disk into `memory`, an empty file that can be mapped. The kernel
+/// finds `cpus` processors, of which it starts all but the first itself.
 ///
 /// # Errors
 /// What keeps one of them from being read or from fitting in `memory_mib` MiB.
@@ -50,12 +51,13 @@ pub fn load(
     kernel: &Path,
     initrd: &Path,
     cmdline: &str,
+    cpus: u32,
     disk: Option<Disk>,
 ) -> Result<Machine, Error> {
     let unmapped = |detail: String| Error::MapMemory { mib: memory_mib, detail };
     let mapped = map(&memory, memory_mib << 20).map_err(|error| unmapped(error.to_string()))?;
     vm::write_tables(&mapped)?;
-    let entry = linux::load(&mapped, kernel, Some(initrd), cmdline, 1)?;
+    let entry = linux::load(&mapped, kernel, Some(initrd), cmdline, cpus)?;
     if let Some(mut disk) = disk {
         let size = usize::try_from(disk.size).map_err(|error| unmapped(error.to_string()))?;
         mapped

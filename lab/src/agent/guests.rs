@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use exitscope_host::model::Tick;
 use exitscope_host::region::{DEVICE, Region};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::host::{Channel, run_steps};
 use super::{kernel, qemu};
@@ -97,11 +98,37 @@ fn process(name: &str) -> PathBuf {
     PathBuf::from(format!("/tmp/{name}.pid"))
 }
 
+/// The process or thread of this number.
+fn pid(text: &str) -> io::Result<Pid> {
+    let pid = text.parse().ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| io::Error::other(format!("`{text}` is no process")))
+}
+
 /// Stops a guest's process, or lets it go on.
 pub fn pause(name: &str, on: bool) -> io::Result<()> {
-    let pid = fs::read_to_string(process(name))?.parse().ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other(format!("guest {name} has no process")))?;
+    let pid = pid(&fs::read_to_string(process(name))?)?;
     Ok(kill_process(pid, if on { Signal::STOP } else { Signal::CONT })?)
+}
+
+/// Moves each of a guest's vCPUs so many times: to the next CPU, and from the last one to the first.
+pub fn migrate(name: &str, times: u32) -> io::Result<()> {
+    let mut vcpus = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", fs::read_to_string(process(name))?))? {
+        let thread = thread?;
+        if fs::read_to_string(thread.path().join("comm"))?.starts_with("vcpu") {
+            vcpus.push(pid(&thread.file_name().to_string_lossy())?);
+        }
+    }
+    let cpus = thread::available_parallelism()?.get();
+    for round in 0..times as usize {
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            let mut only = CpuSet::new();
+            only.set((round + index) % cpus);
+            sched_setaffinity(Some(*vcpu), &only)
+                .map_err(|errno| io::Error::other(format!("move {round} of guest {name}: {errno}")))?;
+        }
+    }
+    Ok(())
 }
 
 /// Samples the number of exits until it is over.

@@ -91,6 +91,9 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
         Step::AwaitVm { id } => await_vm(*id),
+        Step::Migrate { guest, times } => guests::migrate(guest, *times),
+        Step::Online { cpu, on } => kernel::online(*cpu, *on),
+        Step::WriteMsr { cpu, address, value } => kernel::write_msr(*cpu, *address, *value),
         Step::Sleep { ms } => {
             thread::sleep(Duration::from_millis(*ms));
             Ok(())

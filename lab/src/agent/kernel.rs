@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -67,6 +67,23 @@ pub fn set(parameter: &str, value: &str) -> io::Result<()> {
     let path = format!("/sys/module/exitscope/parameters/{parameter}");
     fs::write(&path, value)
         .map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
+}
+
+/// Switches a CPU on or off.
+pub fn online(cpu: u32, on: bool) -> io::Result<()> {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+    fs::write(&path, if on { "1" } else { "0" })
+        .map_err(|error| io::Error::new(error.kind(), format!("{path} = {on}: {error}")))
+}
+
+/// Writes to a register of one CPU.
+pub fn write_msr(cpu: u32, address: u32, value: u64) -> io::Result<()> {
+    let path = format!("/dev/cpu/{cpu}/msr");
+    File::options()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.write_all_at(&value.to_le_bytes(), address.into()))
+        .map_err(|error| io::Error::new(error.kind(), format!("{path}, {address:#x} = {value:#x}: {error}")))
 }
 
 fn mount_tracefs() -> io::Result<()> {

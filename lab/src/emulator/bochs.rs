@@ -20,7 +20,7 @@ use crate::tool::BOCHS;
 
 /// A kernel command line that boots a stock kernel in few instructions. The serial console is slow in emulated time,
 /// so only what is wrong goes there; XSAVE is wrong in Bochs 2.7 (sizes of AVX-512 state).
-pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests noxsave mitigations=off clearcpuid=ht,erms,fsrm intel_pstate=disable initcall_blacklist=jent_mod_init 8250.nr_uarts=1 random.trust_cpu=on";
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests noxsave mitigations=off clearcpuid=ht,erms,fsrm,tsc_adjust intel_pstate=disable initcall_blacklist=jent_mod_init 8250.nr_uarts=1 random.trust_cpu=on";
 /// Memory of a machine, in MiB.
 pub const MEMORY_MIB: u32 = 768;
 
@@ -34,6 +34,9 @@ const CPU: &str = "corei7_icelake_u";
 /// Instructions per second of emulated time. The CPU says through CPUID that its time stamp counter, which advances
 /// by one with each instruction, runs at this rate; so all clocks of the machine agree.
 const INSTRUCTIONS_PER_SECOND: u32 = 1_497_600_000;
+/// The same of a machine with several CPUs, whose kernel is told this rate. Their idle time passes an instruction at a
+/// time, as slowly as if they worked, so there shall be few in a second.
+const INSTRUCTIONS_PER_SECOND_SMP: u32 = 50_000_000;
 
 /// Finds Bochs and asks for its version, its features and its CPUs.
 pub fn probe() -> Result<Emulator, Error> {
@@ -57,6 +60,9 @@ pub(super) fn prepare(machine: &Machine, emulator: &Emulator) -> Result<Prepared
     let mut memory_mib = machine.memory_mib.into();
     let mut command_line = machine.command_line.clone();
     let mut disk = None;
+    if machine.cpus > 1 {
+        command_line += &format!(" tsc_early_khz={}", INSTRUCTIONS_PER_SECOND_SMP / 1000);
+    }
     if let Some(path) = &machine.disk {
         let image = File::open(path).map_err(Error::io("read", path))?;
         let size = image.metadata().map_err(Error::io("read", path))?.len();
@@ -73,6 +79,7 @@ pub(super) fn prepare(machine: &Machine, emulator: &Emulator) -> Result<Prepared
         &machine.kernel,
         &machine.initrd,
         &command_line,
+        machine.cpus,
         disk,
     )?;
     let console = File::options().write(true).open(&machine.console_log);
@@ -83,8 +90,7 @@ pub(super) fn prepare(machine: &Machine, emulator: &Emulator) -> Result<Prepared
         console.map_err(Error::io("write", &machine.console_log))?.into(),
     ];
     let [memory, rom, video_rom, console] = [&files[0], &files[1], &files[2], &files[3]].map(path);
-    let configuration =
-        configuration(machine.disk.is_some(), memory_mib, &memory, &rom, &video_rom, &console);
+    let configuration = configuration(machine, memory_mib, &memory, &rom, &video_rom, &console);
     files.push(file(emulator, configuration.as_bytes())?.into());
     let mut arguments: Vec<OsString> = vec!["-q".into(), "-f".into(), path(&files[4]).into()];
     // Debian's Bochs has its debugger built in, which wants to be told to go on.
@@ -96,7 +102,7 @@ pub(super) fn prepare(machine: &Machine, emulator: &Emulator) -> Result<Prepared
 }
 
 fn configuration(
-    pci: bool,
+    machine: &Machine,
     memory_mib: u64,
     memory: &str,
     rom: &str,
@@ -104,7 +110,8 @@ fn configuration(
     console: &str,
 ) -> String {
     let size = firmware::ROM_SIZE;
-    let pci = u8::from(pci);
+    let ips = if machine.cpus > 1 { INSTRUCTIONS_PER_SECOND_SMP } else { INSTRUCTIONS_PER_SECOND };
+    let (pci, cpus) = (u8::from(machine.disk.is_some()), machine.cpus);
     let rom_address = (1_u64 << 32) - size as u64;
     format!(
         "config_interface: textconfig
@@ -113,7 +120,7 @@ romimage: file={rom}, address={rom_address:#x}
 vgaromimage: file={video_rom}
 optramimage1: file={memory}, address=0x0
 megs: {memory_mib}
-cpu: model={CPU}, count=1, ips={INSTRUCTIONS_PER_SECOND}, ignore_bad_msrs=1
+cpu: model={CPU}, count={cpus}, ips={ips}, ignore_bad_msrs=1
 pci: enabled={pci}, chipset=i440fx
 clock: sync=none, time0=utc
 com1: enabled=1, mode=file, dev={console}
