@@ -14,7 +14,7 @@
 //!     },
 //!     ..Config::default()
 //! };
-//! let outcome = run(&config, std::io::stdout())?;
+//! let (outcome, ()) = run(&config, std::io::stdout(), |_| ())?;
 //! println!("the guest wrote status {} after {:?}", outcome.status, outcome.elapsed);
 //! # Ok::<(), exitscope_vmm::Error>(())
 //! ```
