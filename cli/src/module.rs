@@ -12,7 +12,7 @@ use exitscope_host::region::{DEVICE, Region, Snapshot};
 use exitscope_host::render::{self, Table, grouped};
 use serde::Serialize;
 
-use crate::{Usage, print};
+use crate::{Usage, print, print_json};
 
 /// The schema's name and version.
 const SCHEMA: &str = "exitscope-module/1";
@@ -54,12 +54,12 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
             let region = Region::open(device)?;
             let snapshot = if *since_reset { region.since_reset() } else { region.snapshot() };
             let status = Status::new(snapshot)?;
-            print(&if *json { serde_json::to_string_pretty(&status)? + "\n" } else { status.to_text() })
+            if *json { print_json(&status) } else { print(&status.to_text()) }
         }
         Command::Layout { json } => {
             let fields = Region::open(device)?.fields();
             if *json {
-                return print(&(serde_json::to_string_pretty(&fields)? + "\n"));
+                return print_json(&fields);
             }
             let mut table = Table::new(&["FIELD", "KIND", "OFFSET", "WIDTH", "COUNT"]);
             for field in fields {

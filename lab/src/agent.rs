@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::system::{RebootCommand, reboot};
 
@@ -48,6 +48,17 @@ pub fn main() -> io::Error {
     match reboot(end) {
         Ok(()) => io::ErrorKind::Other.into(),
         Err(errno) => errno.into(),
+    }
+}
+
+/// Tries again and again until it succeeds, for so long; gives back the last try's error.
+fn within<T>(limit: Duration, pause: Duration, attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let begun = Instant::now();
+    loop {
+        match attempt() {
+            Err(_) if begun.elapsed() < limit => thread::sleep(pause),
+            result => return result,
+        }
     }
 }
 

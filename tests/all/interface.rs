@@ -14,16 +14,23 @@ const RDMSR: u32 = 0x7c;
 
 /// What `exitscope module status --json` prints.
 #[derive(Deserialize)]
-struct Status {
+pub struct Status {
+    pub memory: Memory,
     quality: model::Quality,
     vms: Vec<Vm>,
 }
 
-fn status(told: &Told, label: &str) -> Status {
+/// Memory of the counters, in bytes.
+#[derive(Deserialize)]
+pub struct Memory {
+    pub used: u64,
+}
+
+pub fn status(told: &Told, label: &str) -> Status {
     serde_json::from_str(told.output(label)).unwrap()
 }
 
-fn status_step(label: &str) -> Step {
+pub fn status_step(label: &str) -> Step {
     command(label, &["module", "status", "--json"])
 }
 

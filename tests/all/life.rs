@@ -5,8 +5,10 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_lab::session::Setup;
 use exitscope_tests::{
-    command, exits, flat, guests, insert, linux, machine, machine_with, refused, remove, set, while_running,
+    exits, flat, guests, insert, linux, machine, machine_with, refused, remove, set, while_running,
 };
+
+use crate::interface::{status, status_step};
 
 const CPUID: u32 = 0x72;
 const RDMSR: u32 = 0x7c;
@@ -43,14 +45,13 @@ fn the_module_comes_and_goes_many_times_with_and_without_a_guest() {
 fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
     // The module keeps 256 finished vCPUs apart, and the others in one sum; its memory grows no more.
     let one = || guests(vec![flat("one", "cpuid", 100, 1)]);
-    let status = |label: &str| command(label, &["module", "status", "--json"]);
     let steps = vec![
         Step::Witness,
         insert(""),
         Step::Repeat { times: 300, steps: vec![one()] },
-        status("bounded"),
+        status_step("bounded"),
         Step::Repeat { times: 700, steps: vec![one()] },
-        status("end"),
+        status_step("end"),
         Step::Snapshot { label: "end".into() },
         Step::Testify { label: "end".into() },
     ];
@@ -61,10 +62,7 @@ fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
     let retired = vms.iter().find(|vm| vm.id == "retired").unwrap();
     assert_eq!(cpuids(retired), 744 * 100);
     assert_eq!(exitscope_tests::exits_by_code(vms), told.witness("end"));
-    let used = |label: &str| -> u64 {
-        let status: serde_json::Value = serde_json::from_str(told.output(label)).unwrap();
-        status["memory"]["used"].as_u64().unwrap()
-    };
+    let used = |label: &str| status(&told, label).memory.used;
     // But for a reason that one VM has shown and another one has not.
     let (bounded, end) = (used("bounded"), used("end"));
     assert!(end.abs_diff(bounded) < bounded / 4, "{bounded} bytes, then {end}");

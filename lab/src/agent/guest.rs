@@ -6,13 +6,12 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{self, Command};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::mount::mount_move;
 use rustix::process::{chdir, chroot};
 
-use super::{kernel, output_of};
+use super::{kernel, output_of, within};
 use crate::emulator::qemu::CHANNEL;
 use crate::job::{GUEST_MARK, IN_SYSTEM, INITRAMFS, Insert, Output, SHUTDOWN, System, USERSPACE, Word};
 
@@ -114,14 +113,9 @@ enum Voice {
 impl Voice {
     /// The port, which appears some time after its driver.
     fn port() -> io::Result<Self> {
-        let begun = Instant::now();
-        loop {
-            match File::options().write(true).open(CHANNEL) {
-                Ok(port) => return Ok(Self::Port(port)),
-                Err(_) if begun.elapsed() < PORT_WAIT => thread::sleep(Duration::from_millis(1)),
-                Err(error) => return Err(io::Error::new(error.kind(), format!("{CHANNEL}: {error}"))),
-            }
-        }
+        let open = || File::options().write(true).open(CHANNEL);
+        let port = within(PORT_WAIT, Duration::from_millis(1), open);
+        port.map(Self::Port).map_err(|error| io::Error::new(error.kind(), format!("{CHANNEL}: {error}")))
     }
 
     fn gave(&mut self, output: Output) -> io::Result<()> {

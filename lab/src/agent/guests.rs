@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::host::{Channel, run_steps};
-use super::{kernel, qemu};
+use super::{kernel, qemu, within};
 use crate::debug_kernel::patience;
 use crate::image::Image;
 use crate::job::{Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MARK, Guest, JOB, Job, Output, Payload, Step};
@@ -77,20 +77,19 @@ fn time_limit() -> u32 {
     TIME_LIMIT * patience(&kernel::release())
 }
 
+/// Waits for what a guest is about to do, as long as it may take for all of it.
+pub fn wait_for<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    within(Duration::from_secs(time_limit().into()), Duration::from_millis(10), attempt)
+}
+
 /// Where a guest's VMM tells what its vCPUs reported, when they have ended.
 fn outcome(name: &str) -> PathBuf {
     PathBuf::from(format!("/tmp/{name}.outcome"))
 }
 
 fn wait_for_outcome(name: &str) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(time_limit().into());
-    while !outcome(name).exists() {
-        if Instant::now() > deadline {
-            return Err(io::Error::other(format!("guest {name} does not come to its end")));
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
+    let unended = || io::Error::other(format!("guest {name} does not come to its end"));
+    wait_for(|| outcome(name).exists().then_some(()).ok_or_else(unended))
 }
 
 /// Where the process of a guest's VMM is noted.

@@ -113,11 +113,10 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
 fn await_vm(id: u32) -> io::Result<()> {
     let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
     let id = id.to_string();
-    // A machine that waits for ever is stopped at its deadline.
-    while !region.snapshot().vms.iter().any(|vm| vm.id == id) {
-        thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
+    guests::wait_for(|| {
+        let known = region.snapshot().vms.iter().any(|vm| vm.id == id);
+        known.then_some(()).ok_or_else(|| io::Error::other(format!("VM {id} does not come")))
+    })
 }
 
 fn snapshot(label: &str) -> io::Result<Event> {

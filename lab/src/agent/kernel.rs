@@ -64,16 +64,16 @@ pub fn remove(name: &str) -> io::Result<()> {
 
 /// Sets a parameter of our module.
 pub fn set(parameter: &str, value: &str) -> io::Result<()> {
-    let path = format!("/sys/module/exitscope/parameters/{parameter}");
-    fs::write(&path, value)
-        .map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
+    put(&format!("/sys/module/exitscope/parameters/{parameter}"), value)
+}
+
+fn put(path: &str, value: &str) -> io::Result<()> {
+    fs::write(path, value).map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
 }
 
 /// Switches a CPU on or off.
 pub fn online(cpu: u32, on: bool) -> io::Result<()> {
-    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
-    fs::write(&path, if on { "1" } else { "0" })
-        .map_err(|error| io::Error::new(error.kind(), format!("{path} = {on}: {error}")))
+    put(&format!("/sys/devices/system/cpu/cpu{cpu}/online"), if on { "1" } else { "0" })
 }
 
 /// Writes to a register of one CPU.

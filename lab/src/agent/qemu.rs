@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use exitscope_host::model::Tick;
 
 use super::guests::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
-use super::kernel;
+use super::{kernel, within};
 use crate::debug_kernel::patience;
 use crate::image::QEMU_PROGRAM;
 use crate::job::{
@@ -194,14 +194,8 @@ fn initrd(name: &str, commands: &[Vec<String>], debian: bool) -> io::Result<Path
 
 /// The device of the emulated machine's disk, once it is there.
 fn disk() -> io::Result<&'static str> {
-    let begun = Instant::now();
-    loop {
-        if let Some(disk) = DISKS.into_iter().find(|disk| Path::new(disk).exists()) {
-            return Ok(disk);
-        }
-        if begun.elapsed() > DISK_WAIT {
-            return Err(io::Error::other(format!("no disk: none of {} has appeared", DISKS.join(", "))));
-        }
-        thread::sleep(POLL);
-    }
+    within(DISK_WAIT, POLL, || {
+        let disk = DISKS.into_iter().find(|disk| Path::new(disk).exists());
+        disk.ok_or_else(|| io::Error::other(format!("no disk: none of {} has appeared", DISKS.join(", "))))
+    })
 }
