@@ -16,9 +16,6 @@ const RDMSR: u32 = 31;
 const EXITS: u64 = 100_000;
 /// How often a vCPU is moved.
 const MOVES: u32 = 200;
-/// The same between CPUs whose clocks differ, where the scheduler, which takes the difference for time that was used,
-/// lets our agent wait.
-const SKEWED_MOVES: u32 = 30;
 const IA32_TSC_ADJUST: u32 = 0x3b;
 /// By how much the second CPU's time stamp counter gets ahead: by far more than any exit takes.
 const SKEW: u64 = 1 << 22;
@@ -40,12 +37,16 @@ fn cpus_go_and_come_and_differ_and_vcpus_move_between_them_on_intel() {
     // Loaded with a CPU off that comes then, and unloaded with a CPU off that was there.
     steps.extend([insert(""), online(true)]);
     let blink = Step::Repeat { times: 5, steps: vec![online(false), pause(), online(true), pause()] };
-    let running =
-        |guest, workload, meanwhile| while_running(vec![flat(guest, workload, EXITS, 2)], meanwhile);
+    let running = |guest, workload, vcpus, meanwhile| {
+        while_running(vec![flat(guest, workload, EXITS, vcpus)], meanwhile)
+    };
     steps.extend([
-        running("chased", "rdmsr", vec![blink]),
-        running("moved", "cpuid", vec![moves("moved", MOVES)]),
-        running("skewed", "rdmsr", vec![skew, moves("skewed", SKEWED_MOVES)]),
+        running("chased", "rdmsr", 2, vec![blink]),
+        running("moved", "cpuid", 2, vec![moves("moved", MOVES)]),
+        // Before the guest starts, and one vCPU only: where the clocks differ the scheduler takes the difference for
+        // time that was used, and would let our agent wait for a CPU until a busy guest is done.
+        skew,
+        running("skewed", "rdmsr", 1, vec![moves("skewed", MOVES)]),
     ]);
     steps.extend(tell("two CPUs").chain([online(false), remove()]));
 
@@ -56,10 +57,10 @@ fn cpus_go_and_come_and_differ_and_vcpus_move_between_them_on_intel() {
         sums_are_totals(told.snapshot(label));
         assert_eq!(exits_by_code(told.snapshot(label)), told.witness(label), "{label}");
     }
-    check_counts(&told, "one CPU", "crowded", RDMSR, 1_000);
-    for (guest, code) in [("chased", RDMSR), ("moved", CPUID), ("skewed", RDMSR)] {
+    check_counts(&told, "one CPU", "crowded", RDMSR, 1_000, 2);
+    for (guest, code, vcpus) in [("chased", RDMSR, 2), ("moved", CPUID, 2), ("skewed", RDMSR, 1)] {
         assert!(told.guest(guest).outlasted, "guest {guest} ended too early");
-        check_counts(&told, "two CPUs", guest, code, EXITS);
+        check_counts(&told, "two CPUs", guest, code, EXITS, vcpus);
     }
     for guest in ["chased", "moved"] {
         for vcpu in &told.vm("two CPUs", guest).vcpus {
@@ -76,10 +77,10 @@ fn cpus_go_and_come_and_differ_and_vcpus_move_between_them_on_intel() {
     }
 }
 
-/// Checks what each of two vCPUs has counted of the exits that it was to cause.
-fn check_counts(told: &Told, label: &str, guest: &str, code: u32, expected: u64) {
+/// Checks what each vCPU has counted of the exits that it was to cause.
+fn check_counts(told: &Told, label: &str, guest: &str, code: u32, expected: u64, vcpus: usize) {
     let vm = told.vm(label, guest);
-    assert_eq!(vm.vcpus.iter().map(|vcpu| vcpu.id).collect::<Vec<_>>(), [0, 1], "{guest}");
+    assert_eq!(vm.vcpus.len(), vcpus, "{guest}");
     for vcpu in &vm.vcpus {
         assert_eq!(exits(&vcpu.reasons, code), expected, "vCPU {} of {guest}", vcpu.id);
     }
