@@ -29,6 +29,7 @@ static const struct exitscope_fact kvm_facts[] = {
 	FACT(kvm_vcpu, arch.rip),
 #endif
 	FACT(kvm_vcpu, arch.guest_state_protected),
+	FACT(kvm_vcpu, arch.hflags),
 	FACT(kvm, userspace_pid),
 	TAKES_VCPU("btf_trace_kvm_exit(1)"),
 	TAKES_VCPU("btf_trace_kvm_entry(1)"),

@@ -105,9 +105,9 @@ u32 exitscope_vcpu_id(struct kvm_vcpu *vcpu)
 	return vcpu->vcpu_id;
 }
 
-bool exitscope_vcpu_protected(struct kvm_vcpu *vcpu)
+bool exitscope_vcpu_answerable(struct kvm_vcpu *vcpu)
 {
-	return vcpu->arch.guest_state_protected;
+	return !vcpu->arch.guest_state_protected && !(vcpu->arch.hflags & HF_GUEST_MASK);
 }
 
 bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip)

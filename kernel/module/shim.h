@@ -24,7 +24,7 @@ void *exitscope_alloc(size_t size);
 void exitscope_free(void *memory);
 struct kvm *exitscope_vcpu_vm(struct kvm_vcpu *vcpu);
 u32 exitscope_vcpu_id(struct kvm_vcpu *vcpu);
-bool exitscope_vcpu_protected(struct kvm_vcpu *vcpu);
+bool exitscope_vcpu_answerable(struct kvm_vcpu *vcpu);
 bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip);
 u32 exitscope_vm_pid(struct kvm *vm);
 u64 exitscope_vcpu_halted_ns(struct kvm_vcpu *vcpu);

@@ -37,8 +37,9 @@ unsafe extern "C" {
     pub fn exitscope_vcpu_vm(vcpu: *mut c_void) -> *mut c_void;
     /// KVM's id of a vCPU.
     pub fn exitscope_vcpu_id(vcpu: *mut c_void) -> u32;
-    /// Whether the guest's registers are out of KVM's reach (SEV-ES, SEV-SNP, TDX).
-    pub fn exitscope_vcpu_protected(vcpu: *mut c_void) -> bool;
+    /// Whether the guest's own CPUID may be answered: not where its registers are out of KVM's reach (SEV-ES, SEV-SNP,
+    /// TDX), and not while it runs a nested guest.
+    pub fn exitscope_vcpu_answerable(vcpu: *mut c_void) -> bool;
     /// The guest's RIP as KVM holds it between exit and entry; `false` when KVM does not hold it.
     pub fn exitscope_vcpu_rip(vcpu: *mut c_void, rip: *mut u64) -> bool;
     /// The process that created a VM.

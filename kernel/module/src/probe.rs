@@ -277,7 +277,7 @@ fn set_current(slot: &'static Slot) {
 unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as the caller promises.
     unsafe {
-        if slot.vm().expose() == Expose::Off || ffi::exitscope_vcpu_protected(vcpu) {
+        if slot.vm().expose() == Expose::Off || !ffi::exitscope_vcpu_answerable(vcpu) {
             return;
         }
         let mut rip = 0;
@@ -302,8 +302,8 @@ unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Asked) {
     let mut next = 0;
     // SAFETY: the vCPU is alive.
     let known = unsafe { ffi::exitscope_vcpu_rip(vcpu, &raw mut next) };
-    // CPUID is 2 bytes, with prefixes at most 15. RIP elsewhere: it faulted instead (CPUID faulting, SDM vol. 3),
-    // belonged to a nested guest, or user space has changed the vCPU's state in between.
+    // CPUID is 2 bytes, with prefixes at most 15. RIP elsewhere: it faulted instead (CPUID faulting, SDM vol. 3), or
+    // user space has changed the vCPU's state in between.
     if !known || !(2..=15).contains(&next.wrapping_sub(rip)) {
         return;
     }
