@@ -10,6 +10,7 @@
 //! | `RSI` | iterations that the workload shall do |
 //! | `RDX` | batch: 0, or how many iterations to time together with RDTSC |
 //!
+//! The memory behind the image is the guest's too, and zero.
 //! There is no interrupt controller in the kernel: HLT returns to the VMM, which re-enters at once.
 
 /// Guest physical address of the image's first byte.

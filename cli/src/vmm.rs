@@ -24,7 +24,7 @@ pub struct Args {
     /// Its command line
     #[arg(long, default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// Workload to run instead: cpuid, leaf, rdmsr, wrmsr, pio, mmio, hlt or hypercall
+    /// Workload to run instead: cpuid, leaf, rdmsr, wrmsr, pio, mmio, hlt, hypercall, or on AMD nested
     #[arg(long)]
     workload: Option<String>,
     /// Exits of the workload's kind, on each vCPU
@@ -59,8 +59,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 let known: Vec<&str> = Workload::ALL.iter().map(|workload| workload.name()).collect();
                 bail!(Usage(format!("unknown workload {name}: want one of {}", known.join(", "))));
             };
-            let image = workload.image(isa()?).to_vec();
-            Payload::Flat { image, iterations: args.iterations, batch: args.batch }
+            let isa = isa()?;
+            let Some(image) = workload.image(isa) else {
+                bail!(Usage(format!("workload {name} is not for {}: choose another", isa.name())));
+            };
+            Payload::Flat { image: image.to_vec(), iterations: args.iterations, batch: args.batch }
         }
         (None, None) => bail!(Usage("want --kernel or --workload".into())),
     };

@@ -1,14 +1,14 @@
-//! Flat workloads by name: each causes exactly as many VM exits of one kind as it is asked for.
+//! Flat workloads by name: each causes exactly as many VM exits of its kind as it is asked for.
 //!
 //! An image follows the protocol of [`exitscope_abi::flat`]. It runs the same instructions around its loop
 //! whatever the number of iterations, so the counts of a run with N iterations minus the counts of a run with
-//! none are exactly N exits of [`Workload::exit_code`] and nothing else (host interrupts aside, which arrive
-//! when they like).
+//! none are exactly N exits of each of [`Workload::exit_codes`] and nothing else (host interrupts aside, which
+//! arrive when they like).
 
 use core::arch::global_asm;
 use exitscope_abi::{flat, reason::Isa};
 
-/// A flat guest that causes one kind of VM exit in a tight loop.
+/// A flat guest that causes VM exits of its kind in a tight loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Workload {
     /// CPUID of leaf 0: emulated in the kernel.
@@ -27,11 +27,18 @@ pub enum Workload {
     Hlt,
     /// VMCALL or VMMCALL with a number that KVM does not know: answered in the kernel.
     Hypercall,
+    /// VMRUN of a nested guest that asks CPUID for exitscope's leaf 0x4FFFFFF0: both exits are the kernel's, which hands
+    /// the second on to the guest, as that is the nested guest's hypervisor. SVM only.
+    ///
+    /// The nested guest's RIP is two bytes, the length of CPUID, below that at which its hypervisor goes on: by RIP
+    /// alone, its CPUID was completed. The guest ends with status 1 if its registers then hold anything but what it put
+    /// there, and with 2 if the nested guest has exited for another reason.
+    Nested,
 }
 
 impl Workload {
-    /// Every workload, in the order in which they are listed to users.
-    pub const ALL: [Self; 8] = [
+    /// Every workload, in the order in which they are listed to users; see [`Workload::on`].
+    pub const ALL: [Self; 9] = [
         Self::Cpuid,
         Self::Leaf,
         Self::Rdmsr,
@@ -40,7 +47,13 @@ impl Workload {
         Self::Mmio,
         Self::Hlt,
         Self::Hypercall,
+        Self::Nested,
     ];
+
+    /// The workloads that CPUs with this instruction set can run, in the order of [`Workload::ALL`].
+    pub fn on(isa: Isa) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |workload| workload.image(isa).is_some())
+    }
 
     /// The name that users type.
     #[must_use]
@@ -54,6 +67,7 @@ impl Workload {
             Self::Mmio => "mmio",
             Self::Hlt => "hlt",
             Self::Hypercall => "hypercall",
+            Self::Nested => "nested",
         }
     }
 
@@ -63,10 +77,11 @@ impl Workload {
         Self::ALL.into_iter().find(|workload| workload.name() == name)
     }
 
-    /// The machine code. Only the hypercall instruction differs between vendors.
+    /// The machine code, if there is one for this instruction set. Only the hypercall instruction differs between
+    /// vendors that both have it.
     #[must_use]
-    pub fn image(self, isa: Isa) -> &'static [u8] {
-        match (self, isa) {
+    pub fn image(self, isa: Isa) -> Option<&'static [u8]> {
+        Some(match (self, isa) {
             (Self::Cpuid, _) => cpuid::image(),
             (Self::Leaf, _) => leaf::image(),
             (Self::Rdmsr, _) => rdmsr::image(),
@@ -76,24 +91,27 @@ impl Workload {
             (Self::Hlt, _) => hlt::image(),
             (Self::Hypercall, Isa::Vmx) => vmcall::image(),
             (Self::Hypercall, Isa::Svm) => vmmcall::image(),
-        }
+            (Self::Nested, Isa::Svm) => nested::image(),
+            (Self::Nested, Isa::Vmx) => return None,
+        })
     }
 
-    /// The exit reason that each iteration raises (SDM vol. 3 appendix C; APM vol. 2 appendix C).
+    /// The exit reasons that each iteration raises, once each (SDM vol. 3 appendix C; APM vol. 2 appendix C).
     ///
     /// MMIO is given for nested paging. On VMX the first access to a page is an EPT violation (48), after which
     /// KVM has marked the page and every further one is an EPT misconfiguration (49); the workload makes the
     /// first access before its loop. With shadow paging both vendors raise an exception exit instead.
     #[must_use]
-    pub fn exit_code(self, isa: Isa) -> u32 {
-        let (vmx, svm) = match self {
-            Self::Cpuid | Self::Leaf => (10, 0x72),
-            Self::Rdmsr => (31, 0x7c),
-            Self::Wrmsr => (32, 0x7c),
-            Self::Pio => (30, 0x7b),
-            Self::Mmio => (49, 0x400),
-            Self::Hlt => (12, 0x78),
-            Self::Hypercall => (18, 0x81),
+    pub fn exit_codes(self, isa: Isa) -> &'static [u32] {
+        let (vmx, svm): (&[u32], &[u32]) = match self {
+            Self::Cpuid | Self::Leaf => (&[10], &[0x72]),
+            Self::Rdmsr => (&[31], &[0x7c]),
+            Self::Wrmsr => (&[32], &[0x7c]),
+            Self::Pio => (&[30], &[0x7b]),
+            Self::Mmio => (&[49], &[0x400]),
+            Self::Hlt => (&[12], &[0x78]),
+            Self::Hypercall => (&[18], &[0x81]),
+            Self::Nested => (&[], &[0x80, 0x72]),
         };
         match isa {
             Isa::Vmx => vmx,
@@ -222,10 +240,51 @@ flat_image!(
 flat_image!(hlt, "HLT.", once: "", batch: "", each: "hlt");
 flat_image!(vmcall, "An unknown hypercall on VMX.", once: "", batch: "", each: "mov eax, 0x45584954\n vmcall");
 flat_image!(vmmcall, "An unknown hypercall on SVM.", once: "", batch: "", each: "mov eax, 0x45584954\n vmmcall");
+flat_image!(
+    nested,
+    "VMRUN of a nested guest, whose CPUID is of leaf 0x4FFFFFF0. Offsets into the VMCB are those of APM vol. 2 \
+     appendix B.",
+    once: concat!(
+        // Two pages for each vCPU: the VMCB at R14, and the one that VM_HSAVE_PA (0xC0010117) must name.
+        "mov r14d, edi\n shl r14d, 13\n add r14d, 0x101000\n",
+        "mov ecx, 0xc0000080\n rdmsr\n or eax, 0x1000\n wrmsr\n", // EFER.SVME
+        "lea eax, [r14 + 0x1000]\n xor edx, edx\n mov ecx, 0xc0010117\n wrmsr\n",
+        "mov dword ptr [r14 + 0x00c], 1 << 18\n", // intercept CPUID
+        "mov dword ptr [r14 + 0x010], 1\n", // intercept VMRUN, as the manual demands
+        "mov dword ptr [r14 + 0x058], 1\n", // ASID
+        // Protected mode with 32-bit code and without paging: RIP is beyond the 64 KiB of real mode.
+        "mov dword ptr [r14 + 0x558], 0x11\n", // CR0: PE, ET
+        "mov dword ptr [r14 + 0x4d0], 0x1000\n", // EFER: SVME, as the manual demands
+        "mov dword ptr [r14 + 0x570], 2\n", // RFLAGS
+        "mov dword ptr [r14 + 0x410], 0x0c9b0008\n", // CS: attributes and selector
+        "mov dword ptr [r14 + 0x414], 0xffffffff\n", // CS: limit
+        // RIP is two bytes below label 8, which a base for CS makes the address of the CPUID at label 20.
+        "lea rax, [rip + 8f - 2]\n mov [r14 + 0x578], rax\n",
+        "lea rcx, [rip + 20f]\n sub rcx, rax\n mov [r14 + 0x418], rcx\n",
+        "mov dword ptr [r14 + 0x5f8], 0x4ffffff0\n", // RAX
+        "mov rax, r14\n vmrun rax", // the first one makes KVM map the CPUID for nested guests
+    ),
+    batch: "",
+    // Of these registers VMRUN and #VMEXIT exchange RAX only; an answer would clear the upper half of each. GIF stays
+    // clear from the first #VMEXIT on, as there are no interrupts to take.
+    each: concat!(
+        "mov rax, r14\n mov rbx, -1\n mov rcx, rbx\n mov rdx, rbx\n",
+        "vmrun rax\n",
+        "8: cmp rax, r14\n jne 21f\n",
+        "and rbx, rcx\n and rbx, rdx\n cmp rbx, -1\n jne 21f\n",
+        "cmp qword ptr [r14 + 0x070], 0x72\n je 23f\n", // EXITCODE
+        "mov eax, 2\n jmp 22f\n",
+        "20: cpuid\n", // of the nested guest
+        "21: mov eax, 1\n",
+        "22: mov edx, {done}\n out dx, eax\n",
+        "23:",
+    )
+);
 
 // The instructions above say these numbers in digits, because an instruction is one literal.
 const _: () = assert!(flat::PORT_IGNORED == 0x80);
 const _: () = assert!(flat::MMIO_HOLE == 0xd000_0000);
+const _: () = assert!(flat::LOAD_ADDRESS == 0x10_0000);
 const _: () = assert!(flat::UNKNOWN_HYPERCALL == 0x4558_4954);
 
 #[cfg(test)]
@@ -243,6 +302,7 @@ mod tests {
             (Workload::Hlt, _) => &[0xf4],
             (Workload::Hypercall, Isa::Vmx) => &[0x0f, 0x01, 0xc1],
             (Workload::Hypercall, Isa::Svm) => &[0x0f, 0x01, 0xd9],
+            (Workload::Nested, _) => &[0x0f, 0x01, 0xd8],
         }
     }
 
@@ -257,21 +317,31 @@ mod tests {
     #[test]
     fn images_hold_their_instruction_and_fit_a_page() {
         for isa in [Isa::Vmx, Isa::Svm] {
-            for workload in Workload::ALL {
-                let (image, opcode) = (workload.image(isa), opcode(workload, isa));
+            for workload in Workload::on(isa) {
+                let (image, opcode) = (workload.image(isa).unwrap(), opcode(workload, isa));
                 assert!(image.len() < 4096, "{workload:?}: {} bytes", image.len());
                 let found = image.windows(opcode.len()).filter(|bytes| bytes == &opcode).count();
-                let expected = 1 + usize::from(workload == Workload::Mmio);
+                let expected = 1 + usize::from(matches!(workload, Workload::Mmio | Workload::Nested));
                 assert_eq!(found, expected, "{workload:?}: {image:02x?}");
             }
         }
     }
 
     #[test]
-    fn only_the_hypercall_depends_on_the_vendor() {
+    fn only_the_hypercall_and_the_nested_guest_depend_on_the_vendor() {
         for workload in Workload::ALL {
             let same = workload.image(Isa::Vmx) == workload.image(Isa::Svm);
-            assert_eq!(same, workload != Workload::Hypercall, "{workload:?}");
+            assert_eq!(same, !matches!(workload, Workload::Hypercall | Workload::Nested), "{workload:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_an_image_has_exits() {
+        for isa in [Isa::Vmx, Isa::Svm] {
+            for workload in Workload::ALL {
+                let exits = !workload.exit_codes(isa).is_empty();
+                assert_eq!(exits, workload.image(isa).is_some(), "{workload:?}");
+            }
         }
     }
 }

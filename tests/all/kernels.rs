@@ -32,7 +32,7 @@ fn all_of_it_works_on_7_2_on_intel() {
 }
 
 fn all_of_it_works(vendor: Vendor, series: Series) {
-    let steps = [exactness::steps(EXITS), leaves::steps(vendor), policy::steps(vendor)].concat();
+    let steps = [exactness::steps(vendor, EXITS), leaves::steps(vendor), policy::steps(vendor)].concat();
     let told = machine_of(Lane { vendor, series }, "all", steps);
     exactness::check(&told, vendor, EXITS);
     leaves::check(&told, vendor);

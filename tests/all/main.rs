@@ -13,6 +13,7 @@ mod interface;
 mod kernels;
 mod leaves;
 mod life;
+mod nested;
 mod package;
 mod paging;
 mod policy;

@@ -16,7 +16,7 @@ fn others(vendor: Vendor) -> u64 {
 
 /// A question to each of our leaves and to each of the course's, and one by our own command.
 fn all_leaves(vendor: Vendor) -> Vec<String> {
-    let cpuid = Workload::Cpuid.exit_code(vendor.isa());
+    let cpuid = Workload::Cpuid.exit_codes(vendor.isa())[0];
     let questions = [
         (0x4fff_fff0, 0),
         (0x4fff_fff1, 0),
@@ -71,7 +71,7 @@ pub fn steps(vendor: Vendor) -> Vec<Step> {
 
 /// What a machine must have told of [`steps`].
 pub fn check(told: &Told, vendor: Vendor) {
-    let (others, hypercall) = (others(vendor), Workload::Hypercall.exit_code(vendor.isa()));
+    let (others, hypercall) = (others(vendor), Workload::Hypercall.exit_codes(vendor.isa())[0]);
     let own = view(told.guest("vm").outputs);
     assert_eq!(own.expose, "vm");
     let counted = told.vm("policy", "vm").total();
