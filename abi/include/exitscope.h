@@ -27,7 +27,7 @@ enum exitscope_kind {
 enum exitscope_state {
 	EXITSCOPE_LIVE = 0,
 	EXITSCOPE_FINISHED = 1,
-	EXITSCOPE_RETIRED = 2,
+	EXITSCOPE_RETIRED = 2,	/* with all others in this state, the sum of VMs that are not kept apart */
 };
 
 /* Cell 0. */

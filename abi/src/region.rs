@@ -54,7 +54,7 @@ pub mod state {
     pub const LIVE: u16 = 0;
     /// KVM has destroyed it; its numbers are final and stay for a while.
     pub const FINISHED: u16 = 1;
-    /// Not one VM but the sum of those whose own cells have been given away.
+    /// No VM of its own any more but, with all others in this state, the sum of those that are not kept apart.
     pub const RETIRED: u16 = 2;
 }
 
@@ -125,7 +125,7 @@ shared! {
         isa: AtomicU32 [4],
         /// Exits of vCPUs that found no room for an account.
         unaccounted: AtomicU64 [8],
-        /// Odd while numbers of finished VMs move to the sum of retired ones: who has read across a change reads again.
+        /// Odd while numbers of a retired vCPU move to the sum: who has read across a change reads again.
         moves: AtomicU32 [4],
         /// Twice the number of resets: odd while counters are copied to baselines, for readers to subtract.
         resets: AtomicU32 [4],

@@ -195,8 +195,10 @@ impl Region {
     /// All exits so far, of all VMs: cheap enough for a timeline.
     pub fn exits(&self) -> u64 {
         self.steadily(|| {
-            let counters = self.cells().filter(|cell| cell.head.kind.load(Relaxed) == kind::COUNTERS);
-            counters.map(|cell| cell.exits.load(Relaxed)).fold(0, u64::wrapping_add)
+            let counts =
+                |cell: &&Counters| [kind::COUNTERS, kind::OVERFLOW].contains(&cell.head.kind.load(Relaxed));
+            let counted = self.cells().filter(counts).map(|cell| cell.exits.load(Relaxed));
+            counted.fold(self.header().unaccounted.load(Relaxed), u64::wrapping_add)
         })
     }
 
@@ -247,6 +249,14 @@ impl Region {
         }
         vms.sort_by_key(|&(_, order, _)| order);
         let mut vms: Vec<Vm> = vms.into_iter().map(|(.., vm)| vm).collect();
+        // Those that the module has not yet added to the sum are a part of it.
+        vms.dedup_by(|vm, before| {
+            let both = vm.id == RETIRED && before.id == RETIRED;
+            if both {
+                before.vcpus.append(&mut vm.vcpus);
+            }
+            both
+        });
         vms.iter_mut().for_each(|vm| vm.vcpus.sort_by_key(|vcpu| vcpu.id));
         vms.retain(|vm| vm.id != RETIRED || vm.total().exits > 0);
         let quality = Quality {
@@ -287,14 +297,15 @@ fn read(cell: &Counters, isa: Option<Isa>) -> Option<Cell> {
             let vm: &VmCell = view(cell);
             let id = vm.id.load(Relaxed);
             let life = head.state.load(Relaxed);
-            let shown = if life == state::RETIRED { RETIRED.into() } else { id.to_string() };
+            let (order, shown) =
+                if life == state::RETIRED { (0, RETIRED.into()) } else { (id, id.to_string()) };
             let finished = life != state::LIVE;
             let expose = match vm.expose.load(Relaxed) {
                 EXPOSE_AS_MODULE => None,
                 number => u8::try_from(number).ok().and_then(Expose::from_number),
             };
             let expose = expose.map(|expose| expose.name().to_owned());
-            Cell::Vm(id, Vm { id: shown, pid: vm.pid.load(Relaxed), finished, expose, vcpus: Vec::new() })
+            Cell::Vm(order, Vm { id: shown, pid: vm.pid.load(Relaxed), finished, expose, vcpus: Vec::new() })
         }
         kind::VCPU => {
             let vcpu: &VcpuCell = view(cell);

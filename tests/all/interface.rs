@@ -239,3 +239,20 @@ fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
         .sum();
     assert!(overflow > 0);
 }
+
+#[test]
+fn finished_vms_make_room_for_new_ones() {
+    // There is room for two or three VMs.
+    let one = |number: u32| guests(vec![flat(&format!("vm-{number}"), "hypercall", 1_000, 1)]);
+    let mut steps = vec![Step::Witness, insert("pages=3")];
+    steps.extend((0..20).map(one));
+    steps.extend([status_step("end"), Step::Testify { label: "end".into() }, remove()]);
+    let told = machine("room", steps);
+    let end = status(&told, "end");
+    assert_eq!((end.quality.overflowed, end.quality.unaccounted), (false, 0));
+    sums_are_totals(&end.vms);
+    assert_eq!(exits_by_code(&end.vms), told.witness("end"));
+    let (newest, retired) = (end.vms.last().unwrap(), end.vms.first().unwrap());
+    assert_eq!((newest.id.as_str(), retired.id.as_str()), ("20", "retired"));
+    assert!(retired.total().exits >= 10 * 1_000);
+}

@@ -67,6 +67,23 @@ pub fn counters(number: Number) -> Option<&'static Counters> {
     cell(number).map(|cell| unsafe { view(cell) })
 }
 
+/// Counts an exit of a vCPU that has no account.
+pub fn count_unaccounted() {
+    if let Some(header) = header() {
+        header.unaccounted.fetch_add(1, Relaxed);
+    }
+    announce_shortage();
+}
+
+/// Tells readers that some exits are not counted where they belong.
+pub fn announce_shortage() {
+    if let Some(header) = header()
+        && header.flags.load(Relaxed) & flags::OVERFLOWED == 0
+    {
+        header.flags.fetch_or(flags::OVERFLOWED, Relaxed);
+    }
+}
+
 /// Tells readers that numbers are about to move from cells to others, or have done so.
 pub fn announce_move() {
     if let Some(header) = header() {
@@ -140,6 +157,15 @@ impl Pool {
         Some(())
     }
 
+    pub fn free_cells(&self) -> usize {
+        self.free_cells
+    }
+
+    /// Whether there will be no such room unless cells are given back.
+    pub fn is_full(&self, cells: usize) -> bool {
+        self.free_cells < cells && COUNT.load(Relaxed) == most_pages()
+    }
+
     /// Makes sure that so many cells are free.
     pub fn reserve(&mut self, cells: usize) -> Option<()> {
         while self.free_cells < cells {
@@ -157,10 +183,7 @@ impl Pool {
         life: u16,
         fill: impl FnOnce(&T),
     ) -> Option<(Number, &'static T)> {
-        if self.reserve(1).is_none() {
-            header()?.flags.fetch_or(flags::OVERFLOWED, Relaxed);
-            return None;
-        }
+        self.reserve(1)?;
         let number = self.free;
         let cell = cell(number)?;
         // SAFETY: every cell begins with a Head, is as large as Counters, and `kind` stands for T: all are the
@@ -237,7 +260,7 @@ fn use_cells(more: i32) {
 /// The most pages that the region may have.
 fn most_pages() -> usize {
     // SAFETY: asks for a module parameter that never changes.
-    unsafe { ffi::exitscope_most_pages() as usize }.clamp(1, MAX_PAGES)
+    unsafe { ffi::exitscope_most_pages() as usize }.clamp(2, MAX_PAGES)
 }
 
 /// Zeroes all of a cell but its head.

@@ -5,11 +5,12 @@
 //! goes, only used again, so a reader without the lock may at worst walk into a chain that is not its own, not
 //! find what it seeks, and ask again under the lock.
 
+use core::arch::x86_64::_rdtsc;
 use core::cell::UnsafeCell;
 use core::ffi::{c_ulong, c_void};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU64};
 
 use exitscope_abi::leaf::{Expose, Scope};
 use exitscope_abi::reason::{Isa, MAX_REASONS};
@@ -22,6 +23,15 @@ use crate::slot::{Guarded, OVERFLOW, Slot, Vm};
 
 /// Finished vCPUs whose numbers are kept.
 const MAX_FINISHED: u32 = 256;
+/// Retired vCPUs whose numbers are added to the sum when a vCPU ends: more than one, so that there is an end to them
+/// after a large VM, and few, as interrupts are off for each.
+const RETIRED_AT_ONCE: u32 = 4;
+/// For how long nobody asks for room when there was none, in ms.
+const REST: u64 = 10;
+/// Cells that are reserved for baselines at once, for the same reason.
+const RESERVED_AT_ONCE: usize = 256;
+/// Cells that a VM needs to be known: its own, those of a vCPU and of its overflow counters.
+const FIRST_CELLS: usize = 3;
 const BUCKETS: usize = 4096;
 
 /// The hash table: chains of slots, linked through [`Slot::next`].
@@ -44,13 +54,15 @@ impl Figured for WholeHost {
 /// Everything that the lock protects.
 struct Registry {
     pool: Pool,
-    /// VMs, newest first; finished ones stay until their room is needed. The last is that of retired VMs.
+    /// VMs, newest first; finished ones stay until they are retired, and these until their room is needed. The last is
+    /// the sum of the others that were retired.
     vms: *mut Vm,
     free_vms: *mut Vm,
     free_slots: *mut Slot,
     /// Every slot that was ever allocated, linked through [`Slot::elder`].
     slots: *mut Slot,
     retired: Option<&'static Slot>,
+    /// Finished vCPUs that are not retired.
     finished: u32,
     last_id: u64,
 }
@@ -100,30 +112,46 @@ pub fn find(vcpu: *mut c_void) -> Option<&'static Slot> {
     }
 }
 
+/// The time stamp counter until which nobody asks for room. Where there is none, every exit of a vCPU without an account
+/// would take the lock otherwise, those of all VMs in turn.
+static RESTING_UNTIL: AtomicU64 = AtomicU64::new(0);
+
+fn rest() {
+    // SAFETY: asks for a kernel variable; RDTSC is always there.
+    let (khz, now) = unsafe { (u64::from(ffi::exitscope_tsc_khz()), _rdtsc()) };
+    RESTING_UNTIL.store(now.wrapping_add(REST * khz), Relaxed);
+}
+
+fn rests() -> bool {
+    // SAFETY: RDTSC is always there.
+    unsafe { _rdtsc() < RESTING_UNTIL.load(Relaxed) }
+}
+
 /// The slot of a vCPU whose event is being handled, made if it has none. `None` when memory is short: the exit is
 /// counted as unaccounted.
 pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
-    with(|registry| {
-        let slot = find(vcpu).or_else(|| registry.enroll(vcpu, isa));
-        if let (None, Some(header)) = (slot, cells::header()) {
-            header.unaccounted.store(header.unaccounted.load(Relaxed).wrapping_add(1), Relaxed);
-        }
-        slot
-    })
+    let enroll = |registry: &mut Registry| find(vcpu).or_else(|| registry.enroll(vcpu, isa));
+    let slot = if rests() { None } else { with(enroll) };
+    if slot.is_none() {
+        cells::count_unaccounted();
+    }
+    slot
 }
 
 /// The counters of a code, made if this is its first exit; the overflow counters where there is no room.
 pub fn counters(slot: &Slot, isa: Isa, code: u32) -> Option<&'static Counters> {
     match locate(slot, isa, code) {
         Place::Found(counters) => Some(counters),
+        Place::Empty(_) if rests() => slot.overflow(),
         Place::Empty(place) => with(|registry| registry.install(slot, place, code)),
         Place::Full => slot.overflow(),
     }
 }
 
-/// As [`find`], under the lock: what it does not find does not exist.
+/// As [`find`], under the lock: what it does not find does not exist. Where there is no room, it may be mistaken as
+/// [`find`] is.
 pub fn find_surely(vcpu: *mut c_void) -> Option<&'static Slot> {
-    find(vcpu).or_else(|| with(|_| find(vcpu)))
+    find(vcpu).or_else(|| if rests() { None } else { with(|_| find(vcpu)) })
 }
 
 /// Prepares the region and the account of retired VMs.
@@ -146,6 +174,11 @@ pub fn start() -> Option<()> {
 /// Marks a vCPU as finished; its address may be used for another from now on.
 pub fn finish(vcpu: *mut c_void) {
     with(|registry| registry.finish(vcpu));
+    for _ in 0..RETIRED_AT_ONCE {
+        if with(Registry::add_retired).is_none() {
+            break;
+        }
+    }
 }
 
 /// Frees everything. No event can be under way.
@@ -183,6 +216,15 @@ impl Registry {
     }
 
     fn enroll(&mut self, vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
+        self.make_room(FIRST_CELLS);
+        let slot = self.try_to_enroll(vcpu, isa);
+        if slot.is_none() {
+            rest();
+        }
+        slot
+    }
+
+    fn try_to_enroll(&mut self, vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
         if let Some(header) = cells::header() {
             header.isa.store(isa as u32, Relaxed);
         }
@@ -218,7 +260,7 @@ impl Registry {
             return None;
         };
         self.last_id = id;
-        let guarded = Guarded { id, kvm, cell, live: 0, finished: 0, next: self.vms };
+        let guarded = Guarded { id, kvm, cell, live: 0, finished: 0, retired: false, next: self.vms };
         // SAFETY: allocated for a VM, and not yet known to anyone.
         unsafe { memory.write(Vm::new(guarded)) };
         self.vms = memory.as_ptr();
@@ -231,11 +273,8 @@ impl Registry {
         // SAFETY: the lock is held; links are null or VMs.
         let Some(vm) = (unsafe { self.vms.as_ref() }) else { return };
         // SAFETY: as above.
-        let guarded = unsafe { vm.guarded() };
-        self.pool.give_back(guarded.cell);
-        self.vms = guarded.next;
-        guarded.next = self.free_vms;
-        self.free_vms = ptr::from_ref(vm).cast_mut();
+        self.vms = unsafe { vm.guarded().next };
+        self.drop_vm(vm);
     }
 
     fn add_slot(&mut self, id: u32, vm: &'static Vm, life: u16) -> Option<&'static Slot> {
@@ -274,19 +313,25 @@ impl Registry {
         Some(unsafe { memory.as_ref() })
     }
 
-    /// Gives a place its own counters, or the overflow counters for good where memory is short.
+    /// Gives a place its own counters; the overflow counters for now where memory is short.
     fn install(&mut self, slot: &Slot, place: usize, code: u32) -> Option<&'static Counters> {
+        self.make_room(1);
         match self.pool.take_counters(kind::COUNTERS, slot.cell.load(Relaxed), code) {
             Some((number, counters)) => {
                 slot.install(place, (number, counters));
                 Some(counters)
             }
             None => {
-                let overflow = slot.overflow()?;
-                slot.share(place, overflow);
-                Some(overflow)
+                rest();
+                cells::announce_shortage();
+                slot.overflow()
             }
         }
+    }
+
+    /// Takes the room of finished VMs where there is no other.
+    fn make_room(&mut self, cells: usize) {
+        while self.pool.is_full(cells) && (self.add_retired().is_some() || self.retire_oldest().is_some()) {}
     }
 
     fn finish(&mut self, vcpu: *mut c_void) {
@@ -315,72 +360,97 @@ impl Registry {
                 shown.head.state.store(state::FINISHED, Release);
             }
         }
-        if self.finished > MAX_FINISHED {
-            cells::announce_move();
-            while self.finished > MAX_FINISHED && self.retire_oldest().is_some() {}
-            cells::announce_move();
-        }
+        while self.finished > MAX_FINISHED && self.retire_oldest().is_some() {}
     }
 
-    /// Adds the numbers of the VM that was seen first among the finished ones to those of retired VMs, and takes
-    /// its room back.
-    fn retire_oldest(&mut self) -> Option<()> {
-        let retired = self.retired?;
+    /// The link to the VM that was seen first among those of which this holds.
+    fn oldest(&mut self, which: impl Fn(&Guarded) -> bool) -> Option<(*mut *mut Vm, &'static Vm)> {
         let mut oldest = None;
         let mut link = &raw mut self.vms;
         // SAFETY: the lock is held, links are null or VMs.
         while let Some(vm) = unsafe { (*link).as_ref() } {
             // SAFETY: as above.
             let guarded = unsafe { vm.guarded() };
-            if guarded.live == 0 {
+            if which(guarded) {
                 oldest = Some((link, vm));
             }
             link = &raw mut guarded.next;
         }
-        let (link, vm) = oldest?;
-        // SAFETY: the lock is held; `link` is the one that leads to `vm`.
-        let guarded = unsafe {
-            let guarded = vm.guarded();
-            *link = guarded.next;
-            guarded
-        };
-        let mut next = vm.slots.load(Relaxed);
-        // SAFETY: links are null or slots.
-        while let Some(slot) = unsafe { next.as_ref() } {
-            next = slot.sibling.load(Relaxed);
-            self.retire(slot, retired);
-        }
-        self.pool.give_back(guarded.cell);
+        oldest
+    }
+
+    /// Makes the oldest finished VM one that is retired: from now on it is a part of the sum of these, and its room can
+    /// be taken.
+    fn retire_oldest(&mut self) -> Option<()> {
+        let (_, vm) = self.oldest(|vm| vm.live == 0 && !vm.retired)?;
+        // SAFETY: the lock is held.
+        let guarded = unsafe { vm.guarded() };
+        guarded.retired = true;
         self.finished -= guarded.finished;
-        guarded.next = self.free_vms;
-        self.free_vms = ptr::from_ref(vm).cast_mut();
+        cells::vm(guarded.cell)?.head.state.store(state::RETIRED, Release);
         Some(())
     }
 
-    fn retire(&mut self, slot: &Slot, retired: &Slot) {
-        if let (Some(from), Some(into)) = (slot.shown(), retired.shown()) {
+    /// Adds the numbers of one vCPU of a retired VM to the sum, and takes its room; with the last one the VM's, too.
+    fn add_retired(&mut self) -> Option<()> {
+        let sum = self.retired?;
+        let (link, vm) = self.oldest(|vm| vm.live == 0 && vm.retired)?;
+        cells::announce_move();
+        let slot = vm.slots().next();
+        if let Some(slot) = slot {
+            vm.slots.store(slot.sibling.load(Relaxed), Release);
+            self.add_to_retired(slot, sum);
+        }
+        if vm.slots().next().is_none() {
+            // SAFETY: the lock is held; `link` is the one that leads to `vm`.
+            unsafe { *link = vm.guarded().next };
+            self.drop_vm(vm);
+        }
+        cells::announce_move();
+        Some(())
+    }
+
+    /// Cells become the sum's, or are added to its own.
+    fn add_to_retired(&mut self, slot: &Slot, sum: &Slot) {
+        if let (Some(from), Some(into)) = (slot.shown(), sum.shown()) {
             for (into, from) in [(&into.unannounced, &from.unannounced), (&into.backwards, &from.backwards)] {
                 into.store(into.load(Relaxed).wrapping_add(from.load(Relaxed)), Relaxed);
             }
         }
         for place in slot.owned() {
-            let Some(counters) = slot.get(place) else { continue };
-            let code = counters.head.code.load(Relaxed);
-            if place < MAX_REASONS && retired.get(place).is_none() {
-                self.install(retired, place, code);
+            let (Some(counters), Some(cell)) = (slot.get(place), slot.cells.get(place)) else { continue };
+            let cell = cell.load(Relaxed);
+            if place < MAX_REASONS && !sum.owns(place) {
+                counters.head.owner.store(sum.cell.load(Relaxed), Relaxed);
+                sum.install(place, (cell, counters));
+                if let (Some(from), Some(into)) = (slot.baselines.get(place), sum.baselines.get(place)) {
+                    into.store(from.load(Relaxed), Relaxed);
+                }
+                continue;
             }
-            let target = if retired.owns(place) { place } else { OVERFLOW };
-            if let Some(into) = retired.get(target) {
+            let target = if sum.owns(place) { place } else { OVERFLOW };
+            if let Some(into) = sum.get(target) {
                 absorb(into, counters);
             }
-            if let Some(cell) = slot.cells.get(place) {
-                self.pool.give_back(cell.load(Relaxed));
-            }
-            self.retire_baseline(slot, place, retired, target);
+            self.pool.give_back(cell);
+            self.retire_baseline(slot, place, sum, target);
         }
         self.pool.give_back(slot.cell.load(Relaxed));
+        self.drop_slot(slot);
+    }
+
+    fn drop_slot(&mut self, slot: &Slot) {
         slot.sibling.store(self.free_slots, Relaxed);
         self.free_slots = ptr::from_ref(slot).cast_mut();
+    }
+
+    /// Takes the room of a VM that is in no list.
+    fn drop_vm(&mut self, vm: &Vm) {
+        // SAFETY: the lock is held.
+        let guarded = unsafe { vm.guarded() };
+        self.pool.give_back(guarded.cell);
+        guarded.next = self.free_vms;
+        self.free_vms = ptr::from_ref(vm).cast_mut();
     }
 
     /// Adds a baseline to that of the account which its counters were added to.
@@ -416,7 +486,7 @@ pub fn set_expose(id: u64, expose: Option<Expose>) -> bool {
     with(|registry| {
         // SAFETY: the lock is held.
         let mut all = registry.vms().map(|vm| (vm, unsafe { vm.guarded() }));
-        let Some((vm, guarded)) = all.find(|(_, guarded)| guarded.id == id && guarded.live > 0) else {
+        let Some((vm, guarded)) = all.find(|(_, guarded)| guarded.id == id && !guarded.kvm.is_null()) else {
             return false;
         };
         vm.set_expose(expose);
@@ -427,32 +497,45 @@ pub fn set_expose(id: u64, expose: Option<Expose>) -> bool {
     })
 }
 
-/// Copies every account to its baseline, one VM after the other, so that the lock is not held for long. False where
+/// Copies every account to its baseline, one vCPU after the other, so that the lock is not held for long. False where
 /// memory is short; then nothing has been done, unless other VMs took the memory meanwhile. One call at a time.
 pub fn reset() -> bool {
-    if with(Registry::reserve_baselines).is_none() {
-        return false;
+    loop {
+        match with(Registry::reserve_baselines) {
+            Some(true) => break,
+            Some(false) => {}
+            None => return false,
+        }
     }
     cells::announce_reset();
-    let mut done = Some(());
-    let mut below = u64::MAX;
-    while let (Some(()), Some(id)) = (done, with(|registry| registry.newest_below(below))) {
-        done = with(|registry| registry.reset_vm(id));
-        below = id;
-    }
+    let done = reset_all();
     cells::announce_reset();
     done.is_some()
 }
 
+fn reset_all() -> Option<()> {
+    let mut below = u64::MAX;
+    while let Some(id) = with(|registry| registry.newest_below(below)) {
+        let mut number = 0;
+        while with(|registry| registry.reset_vcpu(id, number))? {
+            number += 1;
+        }
+        below = id;
+    }
+    Some(())
+}
+
 impl Registry {
-    /// Makes sure that there is room for the baselines that are missing.
-    fn reserve_baselines(&mut self) -> Option<()> {
+    /// Gets some of the room for baselines that are missing; whether it is enough.
+    fn reserve_baselines(&mut self) -> Option<bool> {
         let missing = |slot: &'static Slot| {
             let has = |place: &usize| slot.baselines.get(*place).is_some_and(|cell| cell.load(Relaxed) != 0);
             slot.owned().filter(move |place| !has(place)).count()
         };
-        let missing = self.vms().flat_map(Vm::slots).map(missing).sum();
-        self.pool.reserve(missing)
+        let missing: usize = self.vms().flat_map(Vm::slots).map(missing).sum();
+        let some = self.pool.free_cells().saturating_add(RESERVED_AT_ONCE);
+        self.pool.reserve(missing.min(some))?;
+        Some(missing <= some)
     }
 
     /// The greatest number of a VM below that one; the list is in descending order, and ends with 0 for retired VMs.
@@ -461,16 +544,18 @@ impl Registry {
         self.vms().map(|vm| unsafe { vm.guarded().id }).find(|&id| id < below)
     }
 
-    fn reset_vm(&mut self, id: u64) -> Option<()> {
+    /// Resets a vCPU of a VM; false when there are not so many. They are counted from the end, as slots come and go at the
+    /// beginning.
+    fn reset_vcpu(&mut self, id: u64, number: usize) -> Option<bool> {
         // SAFETY: the lock is held.
-        let Some(vm) = self.vms().find(|vm| unsafe { vm.guarded().id } == id) else { return Some(()) };
-        for slot in vm.slots() {
-            for place in slot.owned() {
-                let counters = slot.get(place)?;
-                copy(self.baseline(slot, place)?, counters);
-            }
+        let vm = self.vms().find(|vm| unsafe { vm.guarded().id } == id);
+        let slot = vm.and_then(|vm| vm.slots().nth(vm.slots().count().checked_sub(number + 1)?));
+        let Some(slot) = slot else { return Some(false) };
+        for place in slot.owned() {
+            let counters = slot.get(place)?;
+            copy(self.baseline(slot, place)?, counters);
         }
-        Some(())
+        Some(true)
     }
 }
 

@@ -119,16 +119,10 @@ impl Slot {
 
     /// Gives a place its own counters; under the lock.
     pub fn install(&self, place: usize, (number, counters): (Number, &'static Counters)) {
-        if let (Some(cell), Some(bits)) = (self.cells.get(place), self.own.get(place / 64)) {
+        let (cell, bits, entry) = (self.cells.get(place), self.own.get(place / 64), self.places.get(place));
+        if let (Some(cell), Some(bits), Some(entry)) = (cell, bits, entry) {
             cell.store(number, Relaxed);
             bits.store(bits.load(Relaxed) | 1 << (place % 64), Relaxed);
-            self.share(place, counters);
-        }
-    }
-
-    /// Lets a place use counters that are not its own; under the lock.
-    pub fn share(&self, place: usize, counters: &'static Counters) {
-        if let Some(entry) = self.places.get(place) {
             entry.store(ptr::from_ref(counters).cast_mut(), Release);
         }
     }
@@ -228,6 +222,8 @@ pub struct Guarded {
     pub cell: Number,
     pub live: u32,
     pub finished: u32,
+    /// It is a part of the sum of retired VMs, as far as readers can tell.
+    pub retired: bool,
     /// The next in the list that this VM is in: known, or free.
     pub next: *mut Vm,
 }
