@@ -4,8 +4,11 @@
 
 #include <linux/err.h>
 #include <linux/fs.h>
+#include <linux/fs_struct.h>
 #include <linux/kvm_host.h>
+#include <linux/path.h>
 #include <linux/printk.h>
+#include <linux/sched/task.h>
 #include <linux/version.h>
 #include <linux/vmalloc.h>
 
@@ -50,10 +53,24 @@ static const struct exitscope_fact svm_facts[] = {
 	{ "vcpu_svm.vmcb->control.exit_code", PLACE(vmcb, control.exit_code) },
 };
 
+/* Opens a file as init would: who loads a module may be in a chroot. */
+static struct file *open_for_init(const char *path)
+{
+	struct file *file;
+	struct path root;
+
+	task_lock(&init_task);
+	get_fs_root(init_task.fs, &root);
+	task_unlock(&init_task);
+	file = file_open_root(&root, path, O_RDONLY, 0);
+	path_put(&root);
+	return file;
+}
+
 /* A file of sysfs as a whole; its inode has its size. */
 static void *read_whole(const char *path, size_t *size)
 {
-	struct file *file = filp_open(path, O_RDONLY, 0);
+	struct file *file = open_for_init(path);
 	char *bytes = NULL;
 	loff_t at = 0;
 	ssize_t got;

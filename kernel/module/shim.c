@@ -7,6 +7,7 @@
 #include <asm/tsc.h>
 #include <linux/err.h>
 #include <linux/fs.h>
+#include <linux/ftrace.h>
 #include <linux/gfp.h>
 #include <linux/kprobes.h>
 #include <linux/miscdevice.h>
@@ -186,7 +187,7 @@ MODULE_PARM_DESC(layout, "numbering of the leaves 0x4ffffffc-0x4fffffff: classic
 
 static unsigned int pages = EXITSCOPE_MAX_PAGES;
 module_param(pages, uint, 0444);
-MODULE_PARM_DESC(pages, "the most memory that counters may take, in pages of 4 KiB: 1 to 16384 (the default)");
+MODULE_PARM_DESC(pages, "the most memory that counters may take, in pages of 4 KiB: 2 to 16384 (the default)");
 
 u32 exitscope_most_pages(void)
 {
@@ -210,7 +211,7 @@ static const struct vm_operations_struct region_ops = { .fault = region_fault };
 
 static int region_mmap(struct file *file, struct vm_area_struct *area)
 {
-	if (area->vm_flags & VM_WRITE)
+	if (area->vm_flags & (VM_WRITE | VM_EXEC))
 		return -EACCES;
 	if (area->vm_pgoff >= EXITSCOPE_MAX_PAGES || vma_pages(area) > EXITSCOPE_MAX_PAGES - area->vm_pgoff)
 		return -EINVAL;
@@ -263,39 +264,106 @@ static struct miscdevice region_device = {
 /* Exported by kvm.ko; their declarations are in headers that distributions do not ship. */
 extern struct tracepoint __tracepoint_kvm_exit, __tracepoint_kvm_entry;
 
-/* A probe of a function of KVM's whose first argument is the vCPU. */
-#define PROBE(name, function, call) \
-	static int name##_handler(struct kprobe *probe, struct pt_regs *regs) \
-	{ \
-		struct kvm_vcpu *vcpu = (struct kvm_vcpu *)regs->di; \
-		call; \
-		return 0; \
-	} \
-	static struct kprobe name = { .symbol_name = function, .pre_handler = name##_handler }
+#ifdef CONFIG_DYNAMIC_FTRACE_WITH_ARGS
 
-PROBE(on_run, "kvm_arch_vcpu_ioctl_run", exitscope_on_run(vcpu));
-PROBE(on_return, "kvm_sigset_deactivate", exitscope_on_return(vcpu));
-PROBE(on_halt, "kvm_vcpu_halt", exitscope_on_block(vcpu, true));
-PROBE(on_block, "kvm_vcpu_block", exitscope_on_block(vcpu, false));
-PROBE(on_destroy, "kvm_arch_vcpu_destroy", exitscope_vcpu_destroyed(vcpu));
+#ifndef ftrace_regs_get_argument /* before 6.2 */
+#define ftrace_regs_get_argument(fregs, n) regs_get_kernel_argument(&(fregs)->regs, n)
+#endif
 
-static struct kprobe *probes[] = { &on_run, &on_return, &on_halt, &on_block, &on_destroy };
+/* A function of KVM's whose first argument is the vCPU, and who is told of its calls. */
+struct probe {
+	/* Never armed: the kernel tells modules in no other way where a function is. */
+	struct kprobe at;
+	void (*call)(struct kvm_vcpu *vcpu);
+};
 
-static int add_probes(void)
+#define PROBE(function, call) { { .symbol_name = function, .flags = KPROBE_FLAG_DISABLED }, call }
+
+/* Those of every KVM_RUN first. */
+static struct probe probes[] = {
+	PROBE("kvm_arch_vcpu_ioctl_run", exitscope_on_run),
+	PROBE("kvm_sigset_deactivate", exitscope_on_return),
+	PROBE("kvm_vcpu_halt", exitscope_on_halt),
+	PROBE("kvm_vcpu_block", exitscope_on_block),
+	PROBE("kvm_arch_vcpu_destroy", exitscope_on_destroy),
+};
+
+static void notrace on_call(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *regs)
 {
-	int err;
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(probes); i++) {
-		err = register_kprobe(probes[i]);
-		if (err) {
-			pr_err("this kernel's kvm has no %s to probe (%d)\n", probes[i]->symbol_name, err);
-			unregister_kprobes(probes, i);
-			return err;
+		/* An ENDBR may come before the place that ftrace has in a function. */
+		if (ip - (unsigned long)probes[i].at.addr < MCOUNT_INSN_SIZE) {
+			probes[i].call((struct kvm_vcpu *)ftrace_regs_get_argument(regs, 0));
+			break;
 		}
 	}
-	return 0;
 }
+
+/*
+ * Permanent, so that nobody switches it off by kernel.ftrace_enabled: a vCPU whose end goes unnoticed would leave its
+ * account to the next one at its address.
+ */
+static struct ftrace_ops probing = { .func = on_call, .flags = FTRACE_OPS_FL_PERMANENT };
+
+static int find_functions(unsigned long *addresses)
+{
+	struct kprobe *found[ARRAY_SIZE(probes)];
+	int err = 0;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(probes); i++) {
+		err = register_kprobe(&probes[i].at);
+		if (err) {
+			pr_err("this kernel's kvm has no %s to probe (%d)\n", probes[i].at.symbol_name, err);
+			break;
+		}
+		found[i] = &probes[i].at;
+		addresses[i] = (unsigned long)probes[i].at.addr;
+	}
+	unregister_kprobes(found, i);
+	return err;
+}
+
+static int add_probes(void)
+{
+	unsigned long addresses[ARRAY_SIZE(probes)];
+	int err = find_functions(addresses);
+
+	if (err)
+		return err;
+	err = ftrace_set_filter_ips(&probing, addresses, ARRAY_SIZE(addresses), 0, 1) ?:
+	      register_ftrace_function(&probing);
+	if (!err)
+		return 0;
+	ftrace_free_filter(&probing);
+	if (err == -EBUSY)
+		pr_err("ftrace is switched off: sysctl kernel.ftrace_enabled=1\n");
+	else
+		pr_err("this kernel's kvm cannot be probed (%d)\n", err);
+	return err;
+}
+
+static void remove_probes(void)
+{
+	unregister_ftrace_function(&probing);
+	ftrace_free_filter(&probing);
+}
+
+#else
+
+static void remove_probes(void)
+{
+}
+
+static int add_probes(void)
+{
+	pr_err("a kernel without DYNAMIC_FTRACE_WITH_ARGS is not supported\n");
+	return -EOPNOTSUPP;
+}
+
+#endif
 
 static void *on_exit;
 static DEFINE_MUTEX(attaching);
@@ -441,7 +509,7 @@ static int __init exitscope_init(void)
 		return 0;
 	stop_watching();
 probe:
-	unregister_kprobes(probes, ARRAY_SIZE(probes));
+	remove_probes();
 stop:
 	exitscope_stop();
 	return err;
@@ -452,7 +520,7 @@ static void __exit exitscope_exit(void)
 {
 	misc_deregister(&region_device);
 	stop_watching();
-	unregister_kprobes(probes, ARRAY_SIZE(probes));
+	remove_probes();
 	exitscope_stop();
 }
 

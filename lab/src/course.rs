@@ -27,10 +27,10 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
     let mut steps = vec![classic.insert(), Step::Capabilities];
     steps.extend(account_for(lab.vendor(), classic.guest(Paging::Nested)));
     for &layout in Layout::ALL {
-        steps.push(Step::Set { parameter: "layout".into(), value: layout.name().into() });
+        steps.push(Step::set("layout", layout.name()));
         steps.extend(account_for(lab.vendor(), reader(isa, layout)));
     }
-    steps.push(Step::Set { parameter: "layout".into(), value: classic.layout.name().into() });
+    steps.push(Step::set("layout", classic.layout.name()));
     steps.extend(lab.reload_kvm(Paging::Shadow));
     steps.extend(account_for(lab.vendor(), classic.guest(Paging::Shadow)));
     let events = lab.run(&setup, steps, progress)?;

@@ -90,12 +90,12 @@ pub enum Step {
         /// Its name.
         name: String,
     },
-    /// Set one of our module's parameters.
-    Set {
-        /// `expose` or `layout`.
-        parameter: String,
-        /// Its value.
-        value: String,
+    /// Write to a file, most often one of the kernel's settings.
+    Write {
+        /// The file.
+        path: String,
+        /// What.
+        text: String,
     },
     /// Let the kernel itself count exits from now on, with a histogram trigger on the event `kvm_exit`.
     Witness,
@@ -151,13 +151,6 @@ pub enum Step {
         /// How often each.
         times: u32,
     },
-    /// Switch a CPU on or off.
-    Online {
-        /// Which.
-        cpu: u32,
-        /// On?
-        on: bool,
-    },
     /// Write to a register of one CPU.
     WriteMsr {
         /// Which CPU.
@@ -193,6 +186,14 @@ pub enum Step {
         /// What.
         steps: Vec<Step>,
     },
+}
+
+impl Step {
+    /// Sets a parameter of our module: `expose` or `layout`.
+    pub fn set(parameter: &str, value: &str) -> Self {
+        let path = format!("/sys/module/exitscope/parameters/{parameter}");
+        Self::Write { path, text: value.into() }
+    }
 }
 
 /// A guest to run.

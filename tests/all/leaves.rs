@@ -6,7 +6,7 @@ use exitscope_host::model::{GuestView, Reason, Vm};
 use exitscope_lab::course;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
-use exitscope_tests::{Told, guests, insert, linux, machine_of, remove, set};
+use exitscope_tests::{Told, guests, insert, linux, machine_of, remove};
 
 /// Exit codes to ask for.
 struct Codes {
@@ -101,7 +101,7 @@ pub fn steps(vendor: Vendor) -> Vec<Step> {
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     let mut steps = vec![insert("layout=reordered")];
     for layout in Layout::ALL {
-        steps.push(set("layout", layout.name()));
+        steps.push(Step::set("layout", layout.name()));
         steps.push(guests(vec![linux(layout.name(), &commands)]));
     }
     steps.push(Step::Snapshot { label: "layouts".into() });

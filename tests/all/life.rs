@@ -5,7 +5,7 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_lab::session::Setup;
 use exitscope_tests::{
-    exits, flat, guests, insert, linux, machine, machine_with, refused, remove, set, while_running,
+    exits, flat, guests, insert, linux, machine, machine_with, refused, remove, while_running,
 };
 
 use crate::interface::{status, status_step};
@@ -147,8 +147,8 @@ fn wrong_parameters_are_refused() {
         refused("layout", insert("layout=modern")),
         insert("expose=host layout=combined"),
         refused("twice", insert("")),
-        refused("set expose", set("expose", "nobody")),
-        refused("set layout", set("layout", "classic reordered")),
+        refused("set expose", Step::set("expose", "nobody")),
+        refused("set layout", Step::set("layout", "classic reordered")),
         remove(),
         refused("gone", remove()),
     ];
@@ -163,6 +163,26 @@ fn wrong_parameters_are_refused() {
     ] {
         assert!(told.refusal(label).contains(why), "{label}: {}", told.refusal(label));
     }
+}
+
+#[test]
+fn nobody_switches_our_probes_off() {
+    // That of ftrace's, on which the ends of vCPUs depend.
+    let ftrace = |on: &str| Step::Write { path: "/proc/sys/kernel/ftrace_enabled".into(), text: on.into() };
+    let steps = vec![
+        insert(""),
+        refused("while it is loaded", ftrace("0")),
+        remove(),
+        ftrace("0"),
+        refused("without ftrace", insert("")),
+        ftrace("1"),
+        insert(""),
+        remove(),
+    ];
+    let told = machine("probes", steps);
+    assert!(told.refusal("while it is loaded").contains("busy"), "{}", told.refusal("while it is loaded"));
+    let why = told.refusal("without ftrace");
+    assert!(why.contains("sysctl kernel.ftrace_enabled=1"), "{why}");
 }
 
 #[test]

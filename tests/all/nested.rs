@@ -3,7 +3,7 @@
 use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_tests::{exits, exits_by_code, flat, guests, insert, machine, set, sums_are_totals};
+use exitscope_tests::{exits, exits_by_code, flat, guests, insert, machine, sums_are_totals};
 
 const EXITS: u64 = 10_000;
 const VCPUS: u32 = 2;
@@ -20,7 +20,7 @@ fn named(policy: &str, count: u64) -> String {
 fn exits_of_nested_guests_are_counted_and_their_hypervisor_gets_no_answer_to_their_questions() {
     let mut steps = vec![Step::Witness, insert("")];
     for policy in POLICIES {
-        steps.push(set("expose", policy));
+        steps.push(Step::set("expose", policy));
         let workload = Workload::Nested.name();
         steps.extend(
             [0, EXITS].map(|count| guests(vec![flat(&named(policy, count), workload, count, VCPUS)])),

@@ -4,7 +4,7 @@ use exitscope_guest::workload::Workload;
 use exitscope_host::model::GuestView;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
-use exitscope_tests::{Told, exits, flat, guests, insert, linux, machine_of, remove, set, while_running};
+use exitscope_tests::{Told, exits, flat, guests, insert, linux, machine_of, remove, while_running};
 
 /// Hypercalls that the other guest makes on each of its two vCPUs; a Linux guest of one vCPU makes next to none.
 fn others(vendor: Vendor) -> u64 {
@@ -60,9 +60,9 @@ pub fn steps(vendor: Vendor) -> Vec<Step> {
         guests(vec![linux("without", &leaves)]),
         insert(""),
         beside(vendor, "vm"),
-        set("expose", "host"),
+        Step::set("expose", "host"),
         beside(vendor, "host"),
-        set("expose", "off"),
+        Step::set("expose", "off"),
         guests(vec![linux("off", &leaves)]),
         Step::Snapshot { label: "policy".into() },
         remove(),

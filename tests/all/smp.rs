@@ -23,7 +23,10 @@ const SKEW: u64 = 1 << 22;
 /// One machine for all of it, since it takes its time to boot.
 #[test]
 fn cpus_go_and_come_and_differ_and_vcpus_move_between_them_on_intel() {
-    let online = |on| Step::Online { cpu: 1, on };
+    let online = |on: bool| Step::Write {
+        path: "/sys/devices/system/cpu/cpu1/online".into(),
+        text: u8::from(on).to_string(),
+    };
     let pause = || Step::Sleep { ms: 10 };
     let skew = Step::WriteMsr { cpu: 1, address: IA32_TSC_ADJUST, value: SKEW };
     let moves = |guest: &str, times| Step::Migrate { guest: guest.into(), times };

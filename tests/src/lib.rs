@@ -42,7 +42,7 @@ pub fn program() -> PathBuf {
 ///
 /// # Panics
 /// When there is no such kernel.
-fn usual() -> Series {
+pub fn usual() -> Series {
     let name = std::env::var("EXITSCOPE_TEST_KERNEL").ok();
     name.map_or(Series::default(), |name| name.parse().unwrap_or_else(|error| panic!("{error}")))
 }
@@ -347,11 +347,6 @@ pub fn insert(parameters: &str) -> Step {
 /// Unloads our module.
 pub fn remove() -> Step {
     Step::Remove { name: "exitscope".into() }
-}
-
-/// Sets a parameter of our module.
-pub fn set(parameter: &str, value: &str) -> Step {
-    Step::Set { parameter: parameter.into(), value: value.into() }
 }
 
 /// Does a step that must fail.

@@ -40,7 +40,7 @@ pub extern "C" fn exitscope_region_page(number: c_ulong) -> *mut c_void {
 
 /// KVM is about to free this vCPU.
 #[unsafe(no_mangle)]
-pub extern "C" fn exitscope_vcpu_destroyed(vcpu: *mut c_void) {
+pub extern "C" fn exitscope_on_destroy(vcpu: *mut c_void) {
     registry::finish(vcpu);
 }
 

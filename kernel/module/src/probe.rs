@@ -207,12 +207,29 @@ pub unsafe extern "C" fn exitscope_on_return(vcpu: *mut c_void) {
     }
 }
 
-/// The vCPU halts, which KVM times itself, or blocks for another reason, maybe within a halt.
+/// The vCPU halts, which KVM times itself.
 ///
 /// # Safety
-/// For the probes of KVM's `kvm_vcpu_halt` and `kvm_vcpu_block` only: `vcpu` is their argument.
+/// For the probe of KVM's `kvm_vcpu_halt` only: `vcpu` is its argument.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn exitscope_on_block(vcpu: *mut c_void, halts: bool) {
+pub unsafe extern "C" fn exitscope_on_halt(vcpu: *mut c_void) {
+    // SAFETY: as this function's.
+    unsafe { stops(vcpu, true) };
+}
+
+/// The vCPU blocks, maybe within a halt.
+///
+/// # Safety
+/// For the probe of KVM's `kvm_vcpu_block` only: `vcpu` is its argument.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn exitscope_on_block(vcpu: *mut c_void) {
+    // SAFETY: as this function's.
+    unsafe { stops(vcpu, false) };
+}
+
+/// # Safety
+/// As of those who call it.
+unsafe fn stops(vcpu: *mut c_void, halts: bool) {
     let Some(slot) = find_surely(vcpu) else { return };
     // SAFETY: the vCPU's thread is here, so this is the only handler of its events; the vCPU is alive.
     unsafe {

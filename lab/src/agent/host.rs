@@ -72,7 +72,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             channel.tell(&Event::Inserted { path: insert.path.clone(), instructions: None })
         }
         Step::Remove { name } => kernel::remove(name),
-        Step::Set { parameter, value } => kernel::set(parameter, value),
+        Step::Write { path, text } => kernel::write(path, text),
         Step::Witness => kernel::witness(),
         Step::Ftrace { on } => kernel::ftrace(*on),
         Step::Testify { label } => {
@@ -92,7 +92,6 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         Step::Pause { guest, on } => guests::pause(guest, *on),
         Step::AwaitVm { id } => await_vm(*id),
         Step::Migrate { guest, times } => guests::migrate(guest, *times),
-        Step::Online { cpu, on } => kernel::online(*cpu, *on),
         Step::WriteMsr { cpu, address, value } => kernel::write_msr(*cpu, *address, *value),
         Step::Sleep { ms } => {
             thread::sleep(Duration::from_millis(*ms));

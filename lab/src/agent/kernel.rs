@@ -62,18 +62,9 @@ pub fn remove(name: &str) -> io::Result<()> {
     delete_module(&text, OFlags::NONBLOCK.bits() as _).map_err(|errno| named(format!("unload {name}"), errno))
 }
 
-/// Sets a parameter of our module.
-pub fn set(parameter: &str, value: &str) -> io::Result<()> {
-    put(&format!("/sys/module/exitscope/parameters/{parameter}"), value)
-}
-
-fn put(path: &str, value: &str) -> io::Result<()> {
-    fs::write(path, value).map_err(|error| io::Error::new(error.kind(), format!("{path} = {value}: {error}")))
-}
-
-/// Switches a CPU on or off.
-pub fn online(cpu: u32, on: bool) -> io::Result<()> {
-    put(&format!("/sys/devices/system/cpu/cpu{cpu}/online"), if on { "1" } else { "0" })
+/// Writes to a file, most often one of the kernel's settings.
+pub fn write(path: &str, text: &str) -> io::Result<()> {
+    fs::write(path, text).map_err(|error| io::Error::new(error.kind(), format!("{path} = {text}: {error}")))
 }
 
 /// Writes to a register of one CPU.
