@@ -192,9 +192,14 @@ fn a_thousand_vcpus_are_counted_at_once() {
     let crowd =
         |count| (0..VMS).map(|vm| lingering(&format!("vm-{count}-{vm}"), "rdmsr", count, VCPUS)).collect();
     let steps = vec![
+        Step::Witness,
         insert(""),
         guests(vec![flat("frame", "rdmsr", 0, 1)]),
         while_running(crowd(20), vec![status_step("crowd")]),
+        guests(vec![flat("large", "rdmsr", 20, 254)]),
+        guests(vec![flat("last", "rdmsr", 20, 3)]),
+        status_step("after"),
+        Step::Testify { label: "after".into() },
         remove(),
     ];
     let told = machine("crowd", steps);
@@ -209,6 +214,13 @@ fn a_thousand_vcpus_are_counted_at_once() {
             assert_eq!(exits(&vcpu.reasons, RDMSR) - frame, 20, "vCPU {} of VM {}", vcpu.id, vm.id);
         }
     }
+    // With the last one there are more than the 256 finished vCPUs that stay. The large one went into the sum of all
+    // before it as a whole, though most of its vCPUs have not been added to it yet.
+    let after = status(&told, "after");
+    let [retired, last] = after.vms.as_slice() else { panic!("{:?}", after.vms) };
+    assert_eq!((retired.id.as_str(), retired.finished, last.vcpus.len()), ("retired", true, 3));
+    assert!((200..=255).contains(&retired.vcpus.len()), "{}", retired.vcpus.len());
+    assert_eq!(exits_by_code(&after.vms), told.witness("after"));
 }
 
 #[test]
