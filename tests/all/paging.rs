@@ -35,18 +35,26 @@ fn vanish(comparison: &Comparison, codes: &[u64]) {
     }
 }
 
+/// Exits that the guests have caused: not the host's interrupts, whose number is a matter of time.
+fn caused(reports: &[Report; 2], interrupt: u32) -> [u64; 2] {
+    reports.each_ref().map(|report| report.total.exits - exits(&report.reasons, interrupt))
+}
+
 #[test]
 fn shadow_paging_on_intel_trades_ept_violations_for_page_faults_and_cr3_writes() {
     let (reports, comparison) = compared(Vendor::Intel);
     rise(&reports, &[0, 14, 28]);
     vanish(&comparison, &[48, 49]);
-    assert!(reports[1].total.exits > 5 * reports[0].total.exits);
-    // What keeps this lane fast: no BIOS, no disk, nothing decompressed.
-    let most = if usual() == Series::Debug { 8_000_000_000 } else { 4_000_000_000 };
-    let instructions = reports[0].machine.instructions_to_module.unwrap();
-    assert!(instructions < most, "{instructions} instructions until the module was loaded");
-    // Emulated time makes sense: the timer's interrupts are few among the guest's exits.
-    assert!(exits(&reports[0].reasons, 1) * 5 < reports[0].total.exits);
+    let [nested, shadow] = caused(&reports, 1);
+    assert!(shadow > 5 * nested, "{nested}, then {shadow}");
+    // The debug kernel's checkers take most of the time.
+    if usual() != Series::Debug {
+        // What keeps this lane fast: no BIOS, no disk, nothing decompressed.
+        let instructions = reports[0].machine.instructions_to_module.unwrap();
+        assert!(instructions < 4_000_000_000, "{instructions} instructions until the module was loaded");
+        // Emulated time makes sense: the timer's interrupts are few among the guest's exits.
+        assert!(exits(&reports[0].reasons, 1) * 5 < reports[0].total.exits);
+    }
 }
 
 #[test]
@@ -54,5 +62,6 @@ fn shadow_paging_on_amd_trades_nested_page_faults_for_page_faults_and_cr3_writes
     let (reports, comparison) = compared(Vendor::Amd);
     rise(&reports, &[19, 78, 121]);
     vanish(&comparison, &[1024]);
-    assert!(reports[1].total.exits > 2 * reports[0].total.exits);
+    let [nested, shadow] = caused(&reports, 0x60);
+    assert!(shadow > 2 * nested, "{nested}, then {shadow}");
 }
