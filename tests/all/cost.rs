@@ -36,9 +36,9 @@ fn adds_few_instructions(vendor: Vendor) {
     // A question costs who asks it, more so the more vCPUs its VM has, but not for other VMs.
     let asked: Vec<f64> = costs("module", "leaf").map(|cost| cost.added).collect();
     let [one, eight, among_others] = asked[..] else { panic!("{asked:?}") };
-    // Each reason that a VM has shown is 23 instructions more, and whether the timer interrupts it is chance; to look at
-    // 63 other VMs would be thousands.
-    assert!(eight > one && (among_others - one).abs() <= one / 4.0, "{asked:?}");
+    // Each reason that a VM has shown is some 23 instructions more. Two of them are chance: whether the timer interrupts
+    // it, and whether its first page is mapped yet.
+    assert!(eight > one && (among_others - one).abs() <= 50.0, "{asked:?}");
 }
 
 /// What every exit runs through has no locked instruction, no division and no call.

@@ -35,12 +35,12 @@ fn vanish(comparison: &Comparison, codes: &[u64]) {
     }
 }
 
-/// Checks that there are at least twice as many exits that the guest causes: not the host's interrupts, whose number is a
+/// Checks that there are so many times the exits that the guest causes: not the host's interrupts, whose number is a
 /// matter of time.
-fn doubles(reports: &[Report; 2], interrupt: u32) {
+fn multiply(reports: &[Report; 2], interrupt: u32, factor: u64) {
     let [nested, shadow] =
         reports.each_ref().map(|report| report.total.exits - exits(&report.reasons, interrupt));
-    assert!(shadow > 2 * nested, "{nested}, then {shadow}");
+    assert!(shadow > factor * nested, "{nested}, then {shadow}");
 }
 
 #[test]
@@ -48,8 +48,9 @@ fn shadow_paging_on_intel_trades_ept_violations_for_page_faults_and_cr3_writes()
     let (reports, comparison) = compared(Vendor::Intel);
     rise(&reports, &[0, 14, 28]);
     vanish(&comparison, &[48, 49]);
-    doubles(&reports, 1);
-    // The debug kernel's checkers take most of the time.
+    // The debug kernel has no huge pages, which makes nested paging dearer.
+    multiply(&reports, 1, if usual() == Series::Debug { 2 } else { 5 });
+    // Its checkers take most of the time.
     if usual() != Series::Debug {
         // What keeps this lane fast: no BIOS, no disk, nothing decompressed.
         let instructions = reports[0].machine.instructions_to_module.unwrap();
@@ -64,5 +65,5 @@ fn shadow_paging_on_amd_trades_nested_page_faults_for_page_faults_and_cr3_writes
     let (reports, comparison) = compared(Vendor::Amd);
     rise(&reports, &[19, 78, 121]);
     vanish(&comparison, &[1024]);
-    doubles(&reports, 0x60);
+    multiply(&reports, 0x60, 2);
 }

@@ -258,7 +258,7 @@ unsafe fn settle(slot: &Slot, vcpu: *mut c_void, now: u64) {
 }
 
 /// Ticks of the time stamp counter in so many ns.
-fn ticks(ns: u64) -> u64 {
+pub fn ticks(ns: u64) -> u64 {
     const NS_IN_MS: u64 = 1_000_000;
     // SAFETY: asks for a kernel variable.
     let khz = u64::from(unsafe { ffi::exitscope_tsc_khz() });

@@ -19,6 +19,7 @@ use exitscope_core::{Figured, Place, Sum, Table, absorb, copy, locate};
 
 use crate::cells::{self, Pool};
 use crate::ffi;
+use crate::probe::ticks;
 use crate::slot::{Guarded, OVERFLOW, Slot, Vm};
 
 /// Finished vCPUs whose numbers are kept.
@@ -26,10 +27,10 @@ const MAX_FINISHED: u32 = 256;
 /// Retired vCPUs whose numbers are added to the sum when a vCPU ends: more than one, so that there is an end to them
 /// after a large VM, and few, as interrupts are off for each.
 const RETIRED_AT_ONCE: u32 = 4;
-/// For how long nobody asks for room when there was none, in ms.
-const REST: u64 = 10;
 /// Cells that are reserved for baselines at once, for the same reason.
 const RESERVED_AT_ONCE: usize = 256;
+/// For how long nobody asks for room when there was none, in ns.
+const REST: u64 = 10_000_000;
 /// Cells that a VM needs to be known: its own, those of a vCPU and of its overflow counters.
 const FIRST_CELLS: usize = 3;
 const BUCKETS: usize = 4096;
@@ -117,9 +118,9 @@ pub fn find(vcpu: *mut c_void) -> Option<&'static Slot> {
 static RESTING_UNTIL: AtomicU64 = AtomicU64::new(0);
 
 fn rest() {
-    // SAFETY: asks for a kernel variable; RDTSC is always there.
-    let (khz, now) = unsafe { (u64::from(ffi::exitscope_tsc_khz()), _rdtsc()) };
-    RESTING_UNTIL.store(now.wrapping_add(REST * khz), Relaxed);
+    // SAFETY: RDTSC is always there.
+    let now = unsafe { _rdtsc() };
+    RESTING_UNTIL.store(now.wrapping_add(ticks(REST)), Relaxed);
 }
 
 fn rests() -> bool {
