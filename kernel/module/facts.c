@@ -53,8 +53,7 @@ static const struct exitscope_fact svm_facts[] = {
 	{ "vcpu_svm.vmcb->control.exit_code", PLACE(vmcb, control.exit_code) },
 };
 
-/* Opens a file as init would: who loads a module may be in a chroot. */
-static struct file *open_for_init(const char *path)
+struct file *exitscope_open(const char *path)
 {
 	struct file *file;
 	struct path root;
@@ -70,7 +69,7 @@ static struct file *open_for_init(const char *path)
 /* A file of sysfs as a whole; its inode has its size. */
 static void *read_whole(const char *path, size_t *size)
 {
-	struct file *file = open_for_init(path);
+	struct file *file = exitscope_open(path);
 	char *bytes = NULL;
 	loff_t at = 0;
 	ssize_t got;

@@ -431,7 +431,7 @@ static struct notifier_block svm_notifier = { .notifier_call = svm_event };
 
 static bool svm_is_there(void)
 {
-	struct file *file = filp_open("/sys/module/" SVM "/initstate", O_RDONLY, 0);
+	struct file *file = exitscope_open("/sys/module/" SVM "/initstate");
 
 	if (IS_ERR(file))
 		return false;

@@ -13,6 +13,9 @@
 /* 0 if all that we take for granted of kvm, and of kvm_amd, holds. -ENOENT: kvm_amd is not there, or has no BTF. */
 int exitscope_prove(bool svm);
 
+/* Opens a file to read as init would: who loads the module may be in a chroot. */
+struct file *exitscope_open(const char *path);
+
 DECLARE_PER_CPU(const void *, exitscope_current);
 
 void exitscope_set_current(const void *slot);
