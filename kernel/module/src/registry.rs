@@ -113,19 +113,19 @@ pub fn find(vcpu: *mut c_void) -> Option<&'static Slot> {
     }
 }
 
-/// The time stamp counter until which nobody asks for room. Where there is none, every exit of a vCPU without an account
-/// would take the lock otherwise, those of all VMs in turn.
-static RESTING_UNTIL: AtomicU64 = AtomicU64::new(0);
+/// The time stamp counter when there was no room last. Nobody asks for a while then: every exit of a vCPU without an
+/// account would take the lock otherwise, those of all VMs in turn.
+static RESTING_SINCE: AtomicU64 = AtomicU64::new(0);
 
 fn rest() {
     // SAFETY: RDTSC is always there.
-    let now = unsafe { _rdtsc() };
-    RESTING_UNTIL.store(now.wrapping_add(ticks(REST)), Relaxed);
+    RESTING_SINCE.store(unsafe { _rdtsc() }, Relaxed);
 }
 
+/// A difference, and no moment to wait for: that may never come where a suspended machine's counter begins anew.
 fn rests() -> bool {
     // SAFETY: RDTSC is always there.
-    unsafe { _rdtsc() < RESTING_UNTIL.load(Relaxed) }
+    unsafe { _rdtsc() }.wrapping_sub(RESTING_SINCE.load(Relaxed)) < ticks(REST)
 }
 
 /// The slot of a vCPU whose event is being handled, made if it has none. `None` when memory is short: the exit is
