@@ -1,4 +1,4 @@
-//! Says on stderr what is being done and how long each part took, live on a terminal and in plain lines elsewhere.
+//! Says on stderr what is being done and how long each part took: live on a terminal, in plain lines elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -16,6 +16,8 @@ pub struct Progress {
     style: Style,
     started: Instant,
     current: Option<Phase>,
+    /// Lines that wait for the end.
+    lines: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,8 @@ enum Style {
     Live,
     /// A line at the end of each phase.
     Plain,
+    /// These lines, all at once in the end.
+    Collected,
 }
 
 #[derive(Debug)]
@@ -48,8 +52,13 @@ impl Progress {
         Self::with(if live { Style::Live } else { Style::Plain })
     }
 
+    /// Writes nothing before its end, so that what is done side by side is told one after the other.
+    pub fn collected() -> Self {
+        Self::with(Style::Collected)
+    }
+
     fn with(style: Style) -> Self {
-        Self { style, started: Instant::now(), current: None }
+        Self { style, started: Instant::now(), current: None, lines: String::new() }
     }
 
     /// Ends the phase before, and begins this one: `boots Linux 6.12.117 under QEMU`.
@@ -64,11 +73,11 @@ impl Progress {
     /// Says something by the way.
     pub fn note(&mut self, text: &str) {
         let Some(phase) = self.current.as_mut().filter(|phase| phase.live.is_some()) else {
-            return Self::print(&format!("          {text}"));
+            return self.print(&format!("          {text}"));
         };
         phase.live = None;
         let (name, started) = (phase.name.clone(), phase.started);
-        Self::print(&format!("          {text}"));
+        self.print(&format!("          {text}"));
         if let Some(phase) = &mut self.current {
             phase.live = Some(Live::start(name, started));
         }
@@ -77,7 +86,7 @@ impl Progress {
     /// Ends the last phase, and says how long all took.
     pub fn done(mut self) {
         self.end_phase(None);
-        Self::print(&line(self.started.elapsed(), "in all"));
+        self.print(&line(self.started.elapsed(), "in all"));
     }
 
     fn end_phase(&mut self, remark: Option<&str>) {
@@ -85,13 +94,22 @@ impl Progress {
             let elapsed = started.elapsed();
             drop(live);
             let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
-            Self::print(&line(elapsed, &format!("{name}{remark}")));
+            self.print(&line(elapsed, &format!("{name}{remark}")));
         }
     }
 
-    fn print(line: &str) {
+    fn print(&mut self, line: &str) {
+        self.lines += line;
+        self.lines.push('\n');
+        if self.style != Style::Collected {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
         // Whoever closed stderr does not want to know.
-        let _ = writeln!(io::stderr(), "{line}");
+        let _ = io::stderr().write_all(self.lines.as_bytes());
+        self.lines.clear();
     }
 }
 
@@ -99,6 +117,7 @@ impl Drop for Progress {
     /// A phase that is under way here has failed.
     fn drop(&mut self) {
         self.end_phase(Some("not finished"));
+        self.flush();
     }
 }
 
@@ -167,6 +186,16 @@ mod tests {
         progress.note("by the way");
         progress.phase("two");
         progress.done();
+    }
+
+    #[test]
+    fn what_is_collected_waits_for_the_end() {
+        let mut progress = Progress::collected();
+        progress.note("by the way");
+        progress.phase("one");
+        progress.phase("two");
+        assert!(progress.lines.starts_with("          by the way\n"));
+        assert!(progress.lines.ends_with(" s one\n"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ fn are_found(name: &str, faults: &[(&str, &str)]) {
         let insert = Insert { path: "/fault.ko".into(), parameters: format!("kind={kind}") };
         [Step::Insert(insert), Step::Remove { name: "fault".into() }]
     });
-    let found = findings(name, "fault", steps.collect());
+    let found = findings(name, steps.collect());
     for (kind, finding) in faults {
         assert!(found.iter().any(|line| line.contains(finding)), "{kind} was not found: {found:#?}");
     }

@@ -69,7 +69,7 @@ impl Lane {
     }
 }
 
-/// The lab of a lane, made once; machines run one at a time, as they would only slow each other down.
+/// The lab of a lane, made once.
 ///
 /// # Panics
 /// When the lab cannot be made: that fails the test.
@@ -78,11 +78,11 @@ pub fn lab(lane: impl Into<Lane>) -> &'static Lab {
         [const { [const { OnceLock::new() }; Series::ALL.len()] }; 2];
     let Lane { vendor, series } = lane.into();
     LABS[vendor as usize][series as usize].get_or_init(|| {
-        let mut progress = Progress::new();
-        let lab = Lab::prepare(vendor, series, &program(), &logs(), &mut progress)
-            .unwrap_or_else(|error| panic!("{error}"));
-        progress.done();
-        lab
+        // One at a time: what several lanes need is made once.
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = format!("{} {series}", vendor.name());
+        shown(&name, |progress| Lab::prepare(vendor, series, &program(), &logs(), progress))
     })
 }
 
@@ -121,7 +121,7 @@ pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Told {
 pub fn machine_with(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Told {
     let lane = lane.into();
     let setup = Setup { name: lane.named(&setup.name), ..setup };
-    Told(in_turn(&setup.name, |progress| lab(lane).run(&setup, steps, progress)))
+    Told(shown(&setup.name, |progress| lab(lane).run(&setup, steps, progress)))
 }
 
 /// Runs a Linux guest with nested and with shadow paging.
@@ -138,7 +138,7 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
         layout: Layout::Classic,
         expose: Expose::Vm,
     };
-    in_turn(&name, |progress| run::run_both(lab(vendor), &options, progress))
+    shown(&name, |progress| run::run_both(lab(vendor), &options, progress))
 }
 
 /// Runs the main job as `exitscope lab run` does: its report, and all that the machine told.
@@ -146,46 +146,45 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
 /// # Panics
 /// When the machine fails.
 pub fn report(options: &Options) -> (Report, Told) {
-    in_turn(&options.setup.name, |progress| {
+    shown(&options.setup.name, |progress| {
         run::run_told(lab(Vendor::Amd), options, progress).map(|(report, events)| (report, Told(events)))
     })
 }
 
-/// Runs an AMD machine with the debug kernel that does these steps, with a module of `tests/faults` as `/NAME.ko`: what
-/// the kernel's checkers find.
+/// Runs an AMD machine with the debug kernel that does these steps, with the module of `tests/faults` as `/fault.ko`:
+/// what the kernel's checkers find.
 ///
 /// # Panics
 /// When they find nothing: then they do not check, and that fails the test.
-pub fn findings(name: &str, module: &str, steps: Vec<Step>) -> Vec<String> {
+pub fn findings(name: &str, steps: Vec<Step>) -> Vec<String> {
+    static FAULT: OnceLock<PathBuf> = OnceLock::new();
     let lab = lab(Lane { vendor: Vendor::Amd, series: Series::Debug });
-    let files = vec![(format!("/{module}.ko"), build(lab, module))];
+    let files = vec![("/fault.ko".into(), FAULT.get_or_init(|| build_fault(lab)).clone())];
     let setup = Setup { name: format!("debug-{name}"), files, ..Setup::default() };
-    in_turn(&setup.name, |progress| match lab.run(&setup, steps, progress) {
+    shown(&setup.name, |progress| match lab.run(&setup, steps, progress) {
         Err(Error::Alarms { lines, .. }) => Ok(lines),
         Err(error) => Err(error),
         Ok(_) => panic!("the kernel's checkers found nothing"),
     })
 }
 
-/// Builds a module of `tests/faults` for the lab's kernel.
-fn build(lab: &Lab, module: &str) -> PathBuf {
+/// Builds the module of `tests/faults` for the lab's kernel.
+fn build_fault(lab: &Lab) -> PathBuf {
     let (from, to) = (root().join("tests/faults"), logs().join("faults"));
     std::fs::create_dir_all(&to).unwrap_or_else(|error| panic!("{}: {error}", to.display()));
-    for file in [format!("{module}.c"), "Kbuild".into()] {
-        std::fs::copy(from.join(&file), to.join(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    for file in ["fault.c", "Kbuild"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
     let mut make = Command::new("make");
     make.arg("-s").arg("-C").arg(lab.build_tree()).arg(format!("M={}", to.display())).arg("modules");
     let output = make.output().unwrap_or_else(|error| panic!("make: {error}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    to.join(format!("{module}.ko"))
+    to.join("fault.ko")
 }
 
-/// Uses a machine when no other test does.
-fn in_turn<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut progress = Progress::new();
+/// Shows what takes time, when it is over: other tests have their machines meanwhile.
+fn shown<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
+    let mut progress = Progress::collected();
     progress.note(&format!("{name}:"));
     let told = run(&mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
     progress.done();
@@ -202,7 +201,7 @@ pub fn module(lane: impl Into<Lane>) -> PathBuf {
 /// # Panics
 /// When the machine fails.
 pub fn bench(vendor: Vendor) -> Bench {
-    in_turn(&format!("{}-bench", vendor.name()), |progress| bench::run(lab(vendor), progress))
+    shown(&format!("{}-bench", vendor.name()), |progress| bench::run(lab(vendor), progress))
 }
 
 /// What a machine told.

@@ -58,8 +58,7 @@ fn prepush() -> Result<()> {
     step("release build", || run(cargo(&["build", "--quiet", "--release"])))?;
     // The kernel target, whatever the lab's kernel is: editors and host builds hide what it lacks.
     step("kernel-target build", || run(make(&["-C", "kernel/module", "rust"])))?;
-    // One thread, so that the phases of emulated machines are printed in order; they take turns anyhow.
-    step("tests", || run(cargo(&["test", "--workspace", "--", "--test-threads=1"])))
+    step("tests", || run(cargo(&["test", "--workspace"])))
 }
 
 /// Tests of the whole that are not run on the debug kernel, by a part of their names, and why not.
@@ -78,7 +77,7 @@ const NOT_ON_DEBUG_KERNEL: [(&str, &str); 8] = [
 fn test_kernel_debug() -> Result<()> {
     step("release build", || run(cargo(&["build", "--quiet", "--release"])))?;
     let mut tests = cargo(&["test", "--package", "exitscope-tests", "--"]);
-    tests.env("EXITSCOPE_TEST_KERNEL", "debug").args(["--test-threads=1", "--include-ignored"]);
+    tests.env("EXITSCOPE_TEST_KERNEL", "debug").arg("--include-ignored");
     for (test, reason) in NOT_ON_DEBUG_KERNEL {
         eprintln!("xtask: without {test} ({reason})");
         tests.args(["--skip", test]);
