@@ -50,14 +50,12 @@ fn shadow_paging_on_intel_trades_ept_violations_for_page_faults_and_cr3_writes()
     vanish(&comparison, &[48, 49]);
     // The debug kernel has no huge pages, which makes nested paging dearer.
     multiply(&reports, 1, if usual() == Series::Debug { 2 } else { 5 });
-    // Its checkers take most of the time.
-    if usual() != Series::Debug {
-        // What keeps this lane fast: no BIOS, no disk, nothing decompressed.
-        let instructions = reports[0].machine.instructions_to_module.unwrap();
-        assert!(instructions < 4_000_000_000, "{instructions} instructions until the module was loaded");
-        // Emulated time makes sense: the timer's interrupts are few among the guest's exits.
-        assert!(exits(&reports[0].reasons, 1) * 5 < reports[0].total.exits);
-    }
+    // What keeps this lane fast: no BIOS, no disk, nothing decompressed.
+    let most = if usual() == Series::Debug { 8_000_000_000 } else { 4_000_000_000 };
+    let instructions = reports[0].machine.instructions_to_module.unwrap();
+    assert!(instructions < most, "{instructions} instructions until the module was loaded");
+    // Emulated time makes sense: the timer's interrupts are few among the guest's exits.
+    assert!(exits(&reports[0].reasons, 1) * 5 < reports[0].total.exits);
 }
 
 #[test]
