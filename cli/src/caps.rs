@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use exitscope_host::caps::Cpu;
-use exitscope_host::caps::check::{self, Answer};
-use exitscope_host::caps::decode::{Document, decode};
-use exitscope_host::caps::diff::{self, Extent};
-use exitscope_host::caps::render::{self, Forms};
-use exitscope_host::caps::usage::Usage;
+use exitscope_caps::Cpu;
+use exitscope_caps::check::{self, Answer};
+use exitscope_caps::decode::{Document, decode};
+use exitscope_caps::diff::{self, Extent};
+use exitscope_caps::usage::Usage;
+use exitscope_view::caps::{self as view, Forms};
 
 use crate::{print, print_json};
 use machine::{Machine, Reading};
@@ -118,10 +118,10 @@ impl Show {
         let forms = if self.both { Forms::Both } else { Forms::Taken };
         match self.style {
             Style::Full => {
-                print(&kvm.as_ref().map(render::usage).unwrap_or_default())?;
-                print(&render::full(cpus, forms))
+                print(&kvm.as_ref().map(view::usage).unwrap_or_default())?;
+                print(&view::full(cpus, forms))
             }
-            Style::Course => print(&render::course(cpus, forms)),
+            Style::Course => print(&view::course(cpus, forms)),
         }
     }
 }
@@ -133,7 +133,7 @@ impl Diff {
         let diff = diff::diff(&a.cpus, &b.cpus, extent);
         match self.json {
             true => print_json(&diff)?,
-            false => print(&diff::render(&diff, &self.a.to_string(), &self.b.to_string()))?,
+            false => print(&view::diff(&diff, &self.a.to_string(), &self.b.to_string()))?,
         }
         finish([a, b], diff.same)
     }
@@ -145,7 +145,7 @@ impl Check {
         let check = check::check(&require.cpus, &on.cpus);
         match self.json {
             true => print_json(&check)?,
-            false => print(&check::render(&check, &self.require.to_string(), &self.on.to_string()))?,
+            false => print(&view::check(&check, &self.require.to_string(), &self.on.to_string()))?,
         }
         finish([require, on], check.answer == Answer::Yes)
     }

@@ -4,8 +4,8 @@ use anyhow::bail;
 use exitscope_abi::leaf::{Figures, Question};
 use exitscope_abi::reason::Isa;
 use exitscope_guest::leaves::Leaves;
-use exitscope_host::model::{self, GuestView, Reason, Total};
-use exitscope_host::render::{grouped, reasons};
+use exitscope_model::{self as model, GuestView, Reason, Total};
+use exitscope_view::text::{grouped, reasons};
 
 use crate::{Usage, print, print_json};
 

@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_host::course::Course;
-use exitscope_host::model::Report;
-use exitscope_host::{self as host, render};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::run::{self, GuestKind, Options, Vmm};
 use exitscope_lab::session::{Lab, Paging, Setup};
 use exitscope_lab::{bench, course};
+use exitscope_model::Report;
+use exitscope_view::course::Course;
+use exitscope_view::text;
 
 use crate::{Usage, print, print_json};
 
@@ -120,13 +120,13 @@ fn run_course(args: &CourseArgs) -> anyhow::Result<()> {
     }
     progress.done();
     let [html, markdown, json] = ["html", "md", "json"].map(|kind| args.out.join(format!("course.{kind}")));
-    write(&html, &host::course::html(&course))?;
-    write(&markdown, &host::course::markdown(&course))?;
+    write(&html, &exitscope_view::course::html(&course))?;
+    write(&markdown, &exitscope_view::course::markdown(&course))?;
     write(&json, &serde_json::to_string_pretty(&course)?)?;
     if args.json {
         return print_json(&course);
     }
-    print(&host::course::markdown(&course))?;
+    print(&exitscope_view::course::markdown(&course))?;
     print(&format!("\nAs a page: {}\n", html.display()))
 }
 
@@ -139,7 +139,7 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
         return print_json(&bench);
     }
     let mut table =
-        render::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "BESIDE", "INSTRUCTIONS/EXIT", "ADDED"])
+        text::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "BESIDE", "INSTRUCTIONS/EXIT", "ADDED"])
             .left(1)
             .left(4);
     for cost in &bench.bench {
@@ -174,7 +174,7 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
     if args.json {
         return print_json(&report);
     }
-    print(&render::report(&report))?;
+    print(&text::report(&report))?;
     print(&format!("\nAll of it: {}\n", path.display()))
 }
 

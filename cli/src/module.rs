@@ -7,9 +7,9 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use exitscope_abi::leaf::Expose;
 use exitscope_host::control::Control;
-use exitscope_host::model::{self, Vm};
 use exitscope_host::region::{DEVICE, Region, Snapshot};
-use exitscope_host::render::{self, Table, grouped};
+use exitscope_model::{self as model, Vm};
+use exitscope_view::text::{self, Table, grouped};
 use serde::Serialize;
 
 use crate::{Usage, print, print_json};
@@ -154,9 +154,9 @@ impl Status {
         }
         text += &table.to_string();
         text.push('\n');
-        text += &render::reasons(&self.reasons, self.total);
+        text += &text::reasons(&self.reasons, self.total);
         if self.quality != model::Quality::default() {
-            text += &render::shortage(&self.quality);
+            text += &text::shortage(&self.quality);
         }
         text
     }

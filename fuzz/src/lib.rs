@@ -9,14 +9,14 @@ use std::path::Path;
 use exitscope_abi::leaf::{Discovery, Expose, Figures, Layout, Question, Registers, Scope, may_be_ours};
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{Counters, MAGIC, VERSION};
+use exitscope_caps::decode::decode;
+use exitscope_caps::{dump, summary};
 use exitscope_core::btf::{Types, split};
 use exitscope_core::{Figured, Setting, Sum, answer};
-use exitscope_host::caps::decode::decode;
-use exitscope_host::caps::render::{self, Forms};
-use exitscope_host::caps::{dump, summary};
-use exitscope_host::model;
 use exitscope_host::region::Region;
 use exitscope_lab::frame;
+use exitscope_model as model;
+use exitscope_view::caps::{self as view, Forms};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// A target: its name, which is that of its corpus, and what it does with bytes.
@@ -129,14 +129,14 @@ fn as_told(question: Question, told: Registers, figures: Figures, isa: Isa) {
 pub fn caps(bytes: &[u8]) {
     let read = dump::parse(bytes);
     for form in [Forms::Taken, Forms::Both] {
-        let _ = (render::full(&read.cpus, form), render::course(&read.cpus, form));
+        let _ = (view::full(&read.cpus, form), view::course(&read.cpus, form));
     }
     for cpu in &read.cpus {
         let _ = (Isa::ALL.map(|isa| summary::summary(cpu, isa)), summary::features(cpu).count());
     }
     let json = serde_json::to_vec(&decode(&read.cpus)).expect("a document");
     let again = dump::parse(&json);
-    let sorted = |mut cpus: Vec<exitscope_host::caps::Cpu>| {
+    let sorted = |mut cpus: Vec<exitscope_caps::Cpu>| {
         cpus.iter_mut().for_each(|cpu| cpu.registers.sort());
         cpus
     };

@@ -19,7 +19,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use serde::Serialize;
 
 use crate::lockdown;
-use crate::model::{self, OVERFLOW, Quality, Reason, Vcpu, Vm};
+use exitscope_model::{self as model, OVERFLOW, Quality, Reason, Vcpu, Vm};
 
 /// Where the module puts its device.
 pub const DEVICE: &str = "/dev/exitscope";

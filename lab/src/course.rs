@@ -2,12 +2,12 @@
 
 use exitscope_abi::leaf::{Expose, Layout, Question};
 use exitscope_abi::reason::{Isa, Reason};
-use exitscope_host::caps::{Address, decode};
-use exitscope_host::compare::Comparison;
-use exitscope_host::course::{
+use exitscope_caps::{Address, decode};
+use exitscope_model::compare::Comparison;
+use exitscope_model::{self as model, GuestView, Machine};
+use exitscope_view::course::{
     Boot, Capabilities, CapsRegister, Control, Course, LayoutReading, Reading, Told,
 };
-use exitscope_host::model::{self, GuestView, Machine};
 
 use crate::error::Error;
 use crate::job::{Event, Guest, Output, Payload, Step};

@@ -1,7 +1,7 @@
 //! What the emulated machine is told to do, and what it answers: the border between the lab and its agent.
 
-use exitscope_host::caps::Cpu;
-use exitscope_host::model::{Quality, Tick, Vm};
+use exitscope_caps::Cpu;
+use exitscope_model::{Quality, Tick, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::emulator::Link;

@@ -1,7 +1,7 @@
 //! The main job: boots a guest on a stock KVM with our module, and makes a report of its exits.
 
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_host::model::{self, GuestView, Machine, Phase, Report, SCHEMA, Tick, Vm};
+use exitscope_model::{self as model, GuestView, Machine, Phase, Report, SCHEMA, Tick, Vm};
 
 use crate::cache::Cache;
 use crate::debian;

@@ -1,9 +1,9 @@
 //! What our decoder says of an emulated CPU against what its kernel says of it in the same boot.
 
-use exitscope_host::caps::Address;
-use exitscope_host::caps::check::check;
-use exitscope_host::caps::decode::{Document, decode};
-use exitscope_host::caps::dump;
+use exitscope_caps::Address;
+use exitscope_caps::check::check;
+use exitscope_caps::decode::{Document, decode};
+use exitscope_caps::dump;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_tests::{Told, command, guests, linux, machine_of};

@@ -1,8 +1,8 @@
 //! What an administrator may ask of `/dev/exitscope`: to read, a policy for one VM, a reset; and what must be refused.
 
 use exitscope_abi::region::FIELDS;
-use exitscope_host::model::{self, Reason, Vm};
 use exitscope_lab::job::{Guest, Step};
+use exitscope_model::{self as model, Reason, Vm};
 use exitscope_tests::{
     Told, command, exits, exits_by_code, flat, guests, insert, linux, machine, remove, sums_are_totals,
     while_running,

@@ -2,10 +2,10 @@
 
 use exitscope_abi::leaf::Layout;
 use exitscope_abi::reason::Isa;
-use exitscope_host::model::{GuestView, Reason, Vm};
 use exitscope_lab::course;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
+use exitscope_model::{GuestView, Reason, Vm};
 use exitscope_tests::{Told, guests, insert, linux, machine_of, remove};
 
 /// Exit codes to ask for.

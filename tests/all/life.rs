@@ -1,10 +1,10 @@
 //! The module comes and goes, beside running guests too, and refuses what it must.
 
-use exitscope_host::model::Vm;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_lab::kernel::Series;
 use exitscope_lab::session::Setup;
+use exitscope_model::Vm;
 use exitscope_tests::{
     exits, flat, guests, insert, linux, machine, machine_with, refused, remove, usual, while_running,
 };

@@ -1,9 +1,9 @@
 //! Who is told what: `vm` only one's own, `host` everyone's, `off` nothing at all.
 
 use exitscope_guest::workload::Workload;
-use exitscope_host::model::GuestView;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
+use exitscope_model::GuestView;
 use exitscope_tests::{Told, exits, flat, guests, insert, linux, machine_of, remove, while_running};
 
 /// Hypercalls that the other guest makes on each of its two vCPUs; a Linux guest of one vCPU makes next to none.

@@ -1,10 +1,10 @@
 //! More than one CPU: vCPUs that move between them, CPUs that go and come, time stamp counters that differ. On Bochs, as
 //! QEMU's emulation of SVM is not safe with more than one.
 
-use exitscope_host::model::Vcpu;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_lab::session::Setup;
+use exitscope_model::Vcpu;
 use exitscope_tests::{
     Told, exits, exits_by_code, flat, guests, insert, machine_with, remove, sums_are_totals, while_running,
 };

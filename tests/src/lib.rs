@@ -7,8 +7,7 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_host::caps::Cpu;
-use exitscope_host::model::{self, Quality, Reason, Report, Vm};
+use exitscope_caps::Cpu;
 use exitscope_lab::Error;
 use exitscope_lab::bench::{self, Bench};
 use exitscope_lab::emulator::Vendor;
@@ -17,6 +16,7 @@ use exitscope_lab::kernel::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::run::{self, GuestKind, Options, Vmm};
 use exitscope_lab::session::{Lab, Setup};
+use exitscope_model::{self as model, Quality, Reason, Report, Vm};
 
 /// The project's root.
 pub fn root() -> PathBuf {

@@ -12,17 +12,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("exitscope-abi", &[]),
     ("exitscope-core", &["abi"]),
     ("exitscope-module", &["abi", "core"]),
-    ("exitscope-host", &["abi"]),
+    ("exitscope-model", &["abi"]),
+    ("exitscope-caps", &["abi"]),
+    ("exitscope-host", &["abi", "model"]),
+    ("exitscope-view", &["abi", "caps", "model"]),
     ("exitscope-guest", &["abi"]),
     ("exitscope-vmm", &["abi"]),
-    ("exitscope-lab", &["abi", "guest", "host", "vmm"]),
-    ("exitscope", &["abi", "guest", "host", "lab", "vmm"]),
-    ("exitscope-tests", &["abi", "core", "guest", "host", "lab"]),
-    ("exitscope-fuzz", &["abi", "core", "host", "lab"]),
+    ("exitscope-lab", &["abi", "caps", "guest", "host", "model", "view", "vmm"]),
+    ("exitscope", &["abi", "caps", "guest", "host", "lab", "model", "view", "vmm"]),
+    ("exitscope-tests", &["abi", "caps", "core", "guest", "host", "lab", "model", "view"]),
+    ("exitscope-fuzz", &["abi", "caps", "core", "host", "lab", "model", "view"]),
     ("xtask", &[]),
 ];
 /// Crates that may hold unsafe code; all others forbid it.
-const UNSAFE: &[&str] = &["exitscope-module", "exitscope-host", "exitscope-guest", "exitscope-vmm"];
+const UNSAFE: &[&str] =
+    &["exitscope-module", "exitscope-host", "exitscope-caps", "exitscope-guest", "exitscope-vmm"];
 /// Crates that the kernel module is made of: nothing from outside comes into the kernel.
 const IN_KERNEL: &[&str] = &["exitscope-abi", "exitscope-core", "exitscope-module"];
 

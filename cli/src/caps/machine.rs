@@ -9,9 +9,9 @@ use std::str::FromStr;
 
 use anyhow::{Context, anyhow, bail};
 use exitscope_abi::reason::Isa;
-use exitscope_host::caps::live::{self, Live};
-use exitscope_host::caps::usage::Usage;
-use exitscope_host::caps::{Address, Cpu, Gpr, ask, dump};
+use exitscope_caps::live::{self, Live};
+use exitscope_caps::usage::Usage;
+use exitscope_caps::{Address, Cpu, Gpr, ask, dump};
 use exitscope_vmm::offer::Offer;
 
 /// Where KVM is.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
-use exitscope_host::compare::Comparison;
-use exitscope_host::model::{self, Report};
 use exitscope_lab::kernel::Series;
+use exitscope_model::compare::Comparison;
+use exitscope_model::{self as model, Report};
 use serde_json::Value;
 
 use super::{run_both, write};
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         return print_json(&comparison);
     }
-    print(&comparison.render())
+    print(&exitscope_view::compare::text(&comparison))
 }
 
 /// Reads a report.

@@ -2,7 +2,7 @@
 
 use std::{fs, io};
 
-use exitscope_host::caps::live::{self, Live};
+use exitscope_caps::live::{self, Live};
 
 use crate::job::Event;
 

@@ -13,7 +13,7 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use exitscope_host::model::Tick;
+use exitscope_model::Tick;
 
 use super::guests::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
 use super::{kernel, within};

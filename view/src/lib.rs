@@ -1,0 +1,7 @@
+//! What people look at: text, HTML, SVG and Markdown. Pure functions of the model; nothing here reads or writes.
+#![forbid(unsafe_code)]
+
+pub mod caps;
+pub mod compare;
+pub mod course;
+pub mod text;
