@@ -355,6 +355,7 @@ fn reason(counters: &Counters, code: u64, isa: Isa) -> Reason {
         cycles,
         kernel: cycles.saturating_sub(user).saturating_sub(halted),
         user,
+        polled: 0,
         halted,
         min: if min == u64::MAX { 0 } else { min },
         max,

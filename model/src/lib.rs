@@ -3,7 +3,11 @@
 //! All cycles are ticks of the time stamp counter of the machine that ran KVM.
 #![forbid(unsafe_code)]
 
+pub mod accounts;
 pub mod compare;
+pub mod interval;
+pub mod snapshot;
+pub mod tally;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -120,7 +124,10 @@ pub struct Reason {
     /// Those in the VMM's user space: between KVM_RUN's return and its next call.
     #[serde(default)]
     pub user: u64,
-    /// Those that the vCPU was halted or blocked, polling included.
+    /// Those in which the kernel polled for the end of a halt.
+    #[serde(default)]
+    pub polled: u64,
+    /// Those that the vCPU was halted or blocked, without polling.
     #[serde(default)]
     pub halted: u64,
     /// Fewest cycles of one exit; 0 when none was timed.
@@ -147,6 +154,7 @@ impl Reason {
         self.cycles = self.cycles.saturating_sub(before.cycles);
         self.kernel = self.kernel.saturating_sub(before.kernel);
         self.user = self.user.saturating_sub(before.user);
+        self.polled = self.polled.saturating_sub(before.polled);
         self.halted = self.halted.saturating_sub(before.halted);
         let gone: BTreeMap<u64, u64> = before.histogram.iter().copied().collect();
         for (low, count) in &mut self.histogram {
@@ -170,6 +178,7 @@ impl Reason {
         self.cycles = self.cycles.wrapping_add(other.cycles);
         self.kernel = self.kernel.wrapping_add(other.kernel);
         self.user = self.user.wrapping_add(other.user);
+        self.polled = self.polled.wrapping_add(other.polled);
         self.halted = self.halted.wrapping_add(other.halted);
         self.untimed = self.untimed.wrapping_add(other.untimed);
         let mut buckets: BTreeMap<u64, u64> = self.histogram.drain(..).collect();
@@ -209,6 +218,9 @@ impl Vm {
 pub struct Vcpu {
     /// KVM's id.
     pub id: u32,
+    /// The thread that ran it first, in the initial PID namespace; 0 when not known.
+    #[serde(default)]
+    pub thread: u32,
     /// Exits that KVM did not announce: it re-entered the guest, which was known to be in it already.
     #[serde(default)]
     pub unannounced: u64,
