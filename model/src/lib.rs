@@ -6,7 +6,9 @@
 pub mod accounts;
 pub mod compare;
 pub mod interval;
+pub mod select;
 pub mod snapshot;
+pub mod stat;
 pub mod tally;
 
 use std::borrow::Cow;
