@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 use exitscope_abi::leaf::Expose;
 use exitscope_host::control::Control;
-use exitscope_host::region::{DEVICE, Region, Snapshot};
+use exitscope_host::region::{DEVICE, Region};
+use exitscope_model::snapshot::Snapshot;
 use exitscope_model::{self as model, Vm};
 use exitscope_view::text::{self, Table, grouped};
 use serde::Serialize;
@@ -109,13 +110,14 @@ struct Memory {
 
 impl Status {
     fn new(snapshot: Snapshot) -> anyhow::Result<Self> {
-        let Snapshot { isa, tsc_khz, vms, quality, used_cells, max_cells } = snapshot;
+        let vms = snapshot.vms();
+        let Snapshot { isa, clock, quality, used_cells, max_cells, .. } = snapshot;
         let reasons = model::merge(vms.iter().flat_map(|vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
         let bytes = |cells: u32| u64::from(cells) * exitscope_abi::region::CELL_SIZE as u64;
         Ok(Self {
             schema: SCHEMA,
             isa: isa.map_or("", |isa| isa.name()),
-            tsc_khz,
+            tsc_khz: clock.khz,
             expose: parameter("expose")?,
             layout: parameter("layout")?,
             memory: Memory { used: bytes(used_cells), most: bytes(max_cells) },

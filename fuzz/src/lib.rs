@@ -16,6 +16,7 @@ use exitscope_core::{Figured, Setting, Sum, answer};
 use exitscope_host::region::Region;
 use exitscope_lab::frame;
 use exitscope_model as model;
+use exitscope_model::interval::Interval;
 use exitscope_view::caps::{self as view, Forms};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -178,12 +179,15 @@ pub fn region(bytes: &[u8]) {
     };
     let _ = (region.exits(), region.fields());
     for snapshot in [region.snapshot(), region.since_reset()] {
-        for vcpu in snapshot.vms.iter().flat_map(|vm| &vm.vcpus) {
+        let vms = snapshot.vms();
+        for vcpu in vms.iter().flat_map(|vm| &vm.vcpus) {
             assert_eq!(vcpu.total, model::total(&vcpu.reasons));
             assert!(vcpu.reasons.iter().all(|reason| reason.exits > 0 && reason.untimed <= reason.exits));
         }
-        let _ = model::merge(snapshot.vms.iter().flat_map(|vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
-        serde_json::to_vec(&snapshot.vms).expect("a document");
+        let _ = model::merge(vms.iter().flat_map(|vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
+        serde_json::to_vec(&vms).expect("a document");
+        assert_eq!(Interval::between(&snapshot, &snapshot).accounts.exits(), 0);
+        let _ = Interval::between(&region.since_reset(), &snapshot);
     }
 }
 

@@ -89,7 +89,7 @@ fn main() {
     let region = Region::open(file.path()).expect("a region");
     let first = region.snapshot();
     let first_read = opening.elapsed();
-    let vcpus: usize = first.vms.iter().map(|vm| vm.vcpus.len()).sum();
+    let vcpus: usize = first.vms().iter().map(|vm| vm.vcpus.len()).sum();
     assert_eq!(vcpus as u32, VMS * VCPUS);
     assert_eq!(region.exits(), u64::from(VMS * VCPUS * REASONS) * 60);
     println!(

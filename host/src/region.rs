@@ -1,25 +1,27 @@
 //! Reads the kernel module's counters from `/dev/exitscope`: one mapping, no system call per vCPU.
 
+mod read;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use std::sync::atomic::{AtomicU64, fence};
+use std::sync::atomic::fence;
 use std::thread;
 
-use exitscope_abi::leaf::Expose;
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
-    CELL_SIZE, Counters, EXPOSE_AS_MODULE, Header, MAGIC, MAX_PAGES, PAGE_SIZE, Schema, VERSION, VcpuCell,
-    VmCell, bucket_low, flags, kind, state,
+    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, Schema, VERSION, flags, kind,
 };
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use exitscope_model::Quality;
+use exitscope_model::snapshot::{Clock, Moment, Snapshot};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::lockdown;
-use exitscope_model::{self as model, OVERFLOW, Quality, Reason, Vcpu, Vm};
 
 /// Where the module puts its device.
 pub const DEVICE: &str = "/dev/exitscope";
@@ -110,23 +112,6 @@ impl Field {
     }
 }
 
-/// Everything that was counted, at one moment.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// The instruction set; `None` before the first event.
-    pub isa: Option<Isa>,
-    /// Frequency of the time stamp counter in kHz; 0 when unknown.
-    pub tsc_khz: u32,
-    /// Every VM, oldest first.
-    pub vms: Vec<Vm>,
-    /// What must be known to judge the numbers.
-    pub quality: Quality,
-    /// Cells of 512 bytes in use.
-    pub used_cells: u32,
-    /// The most that there can be.
-    pub max_cells: u32,
-}
-
 impl Region {
     /// Maps the module's device, or a copy of what it shows in a file, which nobody may shorten meanwhile.
     pub fn open(path: &Path) -> Result<Self, Error> {
@@ -148,6 +133,7 @@ impl Region {
         if magic != MAGIC || version != VERSION {
             return Err(Error::Version { path: path.into(), found: version });
         }
+        region.populate();
         Ok(region)
     }
 
@@ -157,7 +143,7 @@ impl Region {
         unsafe { self.base.as_ref() }
     }
 
-    fn cells(&self) -> impl Iterator<Item = &Counters> {
+    fn cells(&self) -> impl ExactSizeIterator<Item = &Counters> {
         let count = self.header().cells.load(Acquire) as usize;
         // SAFETY: the module says that these cells exist, or the file has them, and they are within the mapping;
         // Counters is all atomics, valid for whatever a cell holds.
@@ -185,7 +171,7 @@ impl Region {
         let (first, count) = (header.schema.load(Relaxed), header.schema_cells.load(Relaxed));
         let cells = self.cells().skip(first.saturating_sub(1) as usize).take(count as usize);
         let schemas = cells.filter(|cell| cell.head.kind.load(Acquire) == kind::SCHEMA);
-        let words = schemas.flat_map(|cell| &view::<Schema>(cell).fields);
+        let words = schemas.flat_map(|cell| &read::view::<Schema>(cell).fields);
         words
             .map(|words| Field::from_words(words.each_ref().map(|word| word.load(Relaxed))))
             .filter(Field::is_some)
@@ -216,150 +202,45 @@ impl Region {
     fn read(&self, since_reset: bool) -> Snapshot {
         let header = self.header();
         let isa = u8::try_from(header.isa.load(Relaxed)).ok().and_then(Isa::from_number);
-        let mut vms: Vec<(u32, u64, Vm)> = Vec::new();
-        let mut vcpus: Vec<(u32, u32, Vcpu)> = Vec::new();
-        let mut reasons: Vec<(u32, u32, Reason)> = Vec::new();
-        let mut baselines: Vec<(u32, Reason)> = Vec::new();
-        for (number, cell) in (1..).zip(self.cells()) {
-            match read(cell, isa) {
-                Some(Cell::Vm(order, vm)) => vms.push((number, order, vm)),
-                Some(Cell::Vcpu(owner, vcpu)) => vcpus.push((number, owner, vcpu)),
-                Some(Cell::Reason(owner, reason)) => reasons.push((number, owner, reason)),
-                Some(Cell::Baseline(owner, reason)) if since_reset => baselines.push((owner, reason)),
-                Some(Cell::Baseline(..)) | None => {}
-            }
-        }
-        baselines.sort_unstable_by_key(|&(owner, _)| owner);
-        for (number, _, reason) in &mut reasons {
-            if let Ok(index) = baselines.binary_search_by_key(number, |&(owner, _)| owner) {
-                reason.subtract(&baselines[index].1);
-            }
-        }
-        for (_, owner, reason) in reasons.into_iter().filter(|(.., reason)| reason.exits > 0) {
-            if let Ok(index) = vcpus.binary_search_by_key(&owner, |&(number, ..)| number) {
-                vcpus[index].2.reasons.push(reason);
-            }
-        }
-        for (_, owner, mut vcpu) in vcpus {
-            model::rank(&mut vcpu.reasons);
-            vcpu.total = model::total(&vcpu.reasons);
-            if let Ok(index) = vms.binary_search_by_key(&owner, |&(number, ..)| number) {
-                vms[index].2.vcpus.push(vcpu);
-            }
-        }
-        vms.sort_by_key(|&(_, order, _)| order);
-        let mut vms: Vec<Vm> = vms.into_iter().map(|(.., vm)| vm).collect();
-        // Those that the module has not yet added to the sum are a part of it.
-        vms.dedup_by(|vm, before| {
-            let both = vm.id == RETIRED && before.id == RETIRED;
-            if both {
-                before.vcpus.append(&mut vm.vcpus);
-            }
-            both
-        });
-        vms.iter_mut().for_each(|vm| vm.vcpus.sort_by_key(|vcpu| vcpu.id));
-        vms.retain(|vm| vm.id != RETIRED || vm.total().exits > 0);
         let quality = Quality {
             unaccounted: header.unaccounted.load(Relaxed),
             overflowed: header.flags.load(Relaxed) & flags::OVERFLOWED != 0,
         };
         let [tsc_khz, used_cells, max_cells] =
             [&header.tsc_khz, &header.used_cells, &header.max_cells].map(|number| number.load(Relaxed));
-        Snapshot { isa, tsc_khz, vms, quality, used_cells, max_cells }
+        Snapshot {
+            at: now(),
+            began: 0,
+            isa,
+            clock: Clock { khz: tsc_khz },
+            accounts: read::accounts(self.cells(), isa, since_reset),
+            quality,
+            used_cells,
+            max_cells,
+        }
     }
+
+    /// Has the kernel map what is there at once, which is faster than page by page as it is read.
+    fn populate(&self) {
+        let cells = self.header().cells.load(Acquire) as usize;
+        let length = (cells * CELL_SIZE).min(self.length);
+        // SAFETY: the range is within the mapping, whose contents this does not change. That it fails does no harm.
+        let _ = unsafe { madvise(self.base.as_ptr().cast(), length, Advice::LinuxPopulateRead) };
+    }
+}
+
+/// The present moment.
+fn now() -> Moment {
+    let ns = |clock| {
+        let time = clock_gettime(clock);
+        (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+    };
+    Moment { monotonic_ns: ns(ClockId::Monotonic), wall_ns: ns(ClockId::Realtime) }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no reference into it outlives the Region.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.length) };
-    }
-}
-
-/// The id of the sum of VMs that the module no longer keeps apart.
-const RETIRED: &str = "retired";
-
-/// What a cell holds, with its order, or the cell that owns it.
-enum Cell {
-    Vm(u64, Vm),
-    Vcpu(u32, Vcpu),
-    Reason(u32, Reason),
-    Baseline(u32, Reason),
-}
-
-/// Copies a cell; `None` when it is free or changed its owner meanwhile.
-fn read(cell: &Counters, isa: Option<Isa>) -> Option<Cell> {
-    let head = &cell.head;
-    let generation = head.generation.load(Acquire);
-    let owner = head.owner.load(Relaxed);
-    let copied = match head.kind.load(Acquire) {
-        kind::VM => {
-            let vm: &VmCell = view(cell);
-            let id = vm.id.load(Relaxed);
-            let life = head.state.load(Relaxed);
-            let (order, shown) =
-                if life == state::RETIRED { (0, RETIRED.into()) } else { (id, id.to_string()) };
-            let finished = life != state::LIVE;
-            let expose = match vm.expose.load(Relaxed) {
-                EXPOSE_AS_MODULE => None,
-                number => u8::try_from(number).ok().and_then(Expose::from_number),
-            };
-            let expose = expose.map(|expose| expose.name().to_owned());
-            Cell::Vm(order, Vm { id: shown, pid: vm.pid.load(Relaxed), finished, expose, vcpus: Vec::new() })
-        }
-        kind::VCPU => {
-            let vcpu: &VcpuCell = view(cell);
-            let [unannounced, backwards] =
-                [&vcpu.unannounced, &vcpu.backwards].map(|count| count.load(Relaxed));
-            let id = vcpu.id.load(Relaxed);
-            Cell::Vcpu(owner, Vcpu { id, unannounced, backwards, ..Vcpu::default() })
-        }
-        kind::COUNTERS => Cell::Reason(owner, reason(cell, head.code.load(Relaxed).into(), isa?)),
-        kind::OVERFLOW => Cell::Reason(owner, reason(cell, OVERFLOW, isa?)),
-        kind::BASELINE => Cell::Baseline(owner, reason(cell, head.code.load(Relaxed).into(), isa?)),
-        _ => return None,
-    };
-    fence(Acquire);
-    (head.generation.load(Relaxed) == generation).then_some(copied)
-}
-
-/// A cell as one of the region's smaller structures.
-fn view<T: Small>(cell: &Counters) -> &T {
-    const { assert!(size_of::<T>() <= CELL_SIZE && align_of::<T>() <= align_of::<Counters>()) }
-    // SAFETY: a `Small` is repr(C) and all atomics, so it is valid for the bytes of any cell, and shares them with
-    // `Counters` as atomics of at most the same width at the same place or inside one.
-    unsafe { &*ptr::from_ref(cell).cast::<T>() }
-}
-
-/// The structures that [`view`] may give.
-trait Small {}
-impl Small for VmCell {}
-impl Small for VcpuCell {}
-impl Small for Schema {}
-
-fn reason(counters: &Counters, code: u64, isa: Isa) -> Reason {
-    let read = |counter: &AtomicU64| counter.load(Relaxed);
-    let counts = counters.histogram.each_ref().map(read);
-    let mut histogram = Vec::with_capacity(counts.iter().filter(|&&count| count > 0).count());
-    let buckets = counts.iter().enumerate().map(|(bucket, &count)| (bucket_low(bucket), count));
-    histogram.extend(buckets.filter(|&(_, count)| count > 0));
-    // Parts before the whole, and exits after the histogram, so that neither falls short of what is in it.
-    let [user, halted] = [&counters.user, &counters.halted].map(read);
-    fence(Acquire);
-    let [min, max, cycles, exits] =
-        [&counters.min, &counters.max, &counters.cycles, &counters.exits].map(read);
-    Reason {
-        code,
-        name: model::name(isa, code),
-        exits,
-        cycles,
-        kernel: cycles.saturating_sub(user).saturating_sub(halted),
-        user,
-        polled: 0,
-        halted,
-        min: if min == u64::MAX { 0 } else { min },
-        max,
-        untimed: exits.saturating_sub(histogram.iter().map(|&(_, count)| count).fold(0, u64::wrapping_add)),
-        histogram,
     }
 }

@@ -5,6 +5,8 @@ use std::ops::Range;
 use exitscope_abi::leaf::Expose;
 use exitscope_abi::region::BUCKETS;
 
+use crate::tally::Tally;
+
 /// [`VmEntry::id`] of the sum of VMs that the source no longer keeps apart.
 pub const RETIRED: u64 = 0;
 
@@ -59,13 +61,13 @@ pub struct Account {
     pub buckets: Buckets,
 }
 
-/// Where the buckets of an account are.
+/// Where the buckets of an account are: one after the other, from the lowest to the highest that may not be 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buckets {
-    /// A bit for each bucket that is not 0.
-    mask: u64,
     /// Where the first of them is in [`Accounts::counts`].
     first: u32,
+    lowest: u8,
+    length: u8,
 }
 
 impl Account {
@@ -113,19 +115,29 @@ impl Accounts {
         }
     }
 
-    /// Adds an account to the last vCPU, with its histogram: pairs of a bucket and its count, in order.
-    pub fn add(&mut self, account: Account, histogram: impl IntoIterator<Item = (usize, u64)>) {
-        let mut buckets = Buckets { mask: 0, first: self.counts.len() as u32 };
-        for (bucket, count) in histogram {
-            if count != 0 && bucket < BUCKETS {
-                buckets.mask |= 1 << bucket;
-                self.counts.push(count);
-            }
-        }
-        self.accounts.push(Account { buckets, ..account });
+    /// Keeps the histogram of an account that is added later: its counts from the bucket `lowest` on.
+    pub fn keep(&mut self, lowest: usize, counts: impl IntoIterator<Item = u64>) -> Buckets {
+        let first = self.counts.len();
+        self.counts.extend(counts);
+        Buckets { first: first as u32, lowest: lowest as u8, length: (self.counts.len() - first) as u8 }
+    }
+
+    /// Adds an account, whose histogram these accounts have kept, to the last vCPU.
+    pub fn add(&mut self, account: Account) {
+        self.accounts.push(account);
         if let Some(vcpu) = self.vcpus.last_mut() {
             vcpu.accounts.end = self.accounts.len() as u32;
         }
+    }
+
+    /// Adds a sum as an account of the last vCPU.
+    pub fn add_tally(&mut self, code: u64, tally: &Tally) {
+        let Tally { exits, cycles, user, polled, halted, min, max, histogram } = *tally;
+        let some = |count: &u64| *count != 0;
+        let lowest = histogram.iter().position(some).unwrap_or(BUCKETS);
+        let end = histogram.iter().rposition(some).map_or(BUCKETS, |last| last + 1);
+        let buckets = self.keep(lowest, histogram[lowest..end].iter().copied());
+        self.add(Account { code, exits, cycles, user, polled, halted, min, max, buckets });
     }
 
     /// Every VM.
@@ -154,11 +166,10 @@ impl Accounts {
 
     /// The histogram of one of these accounts: buckets that are not 0, in order (see [`exitscope_abi::region::bucket`]).
     pub fn histogram(&self, account: &Account) -> impl Iterator<Item = (usize, u64)> + use<'_> {
-        let buckets = (0..BUCKETS).filter({
-            let mask = account.buckets.mask;
-            move |bucket| mask >> bucket & 1 == 1
-        });
-        buckets.zip(self.counts.get(account.buckets.first as usize..).unwrap_or_default().iter().copied())
+        let Buckets { first, lowest, length } = account.buckets;
+        let counts =
+            self.counts.get(first as usize..first as usize + usize::from(length)).unwrap_or_default();
+        (usize::from(lowest)..).zip(counts.iter().copied()).filter(|&(_, count)| count != 0)
     }
 
     /// Timed exits of one of these accounts.

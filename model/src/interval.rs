@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use exitscope_abi::reason::Isa;
 
 use crate::Quality;
-use crate::accounts::{Account, Accounts, RETIRED, VcpuEntry, VmEntry};
+use crate::accounts::{Accounts, RETIRED, VcpuEntry, VmEntry};
 use crate::snapshot::{Clock, Moment, Snapshot, retired_code};
 use crate::tally::Tally;
 
@@ -105,16 +105,14 @@ fn subtract_vcpu(
     let old = earlier.map_or(&[][..], |vcpu| before.reasons(vcpu));
     for account in after.reasons(vcpu) {
         let known = old.binary_search_by_key(&account.code, |old| old.code).ok();
-        let mut tally = Tally::default();
-        tally.add(after, account);
+        let mut tally = Tally::of(account, after.histogram(account));
         if let Some(old) = known.map(|at| &old[at]) {
             // Nothing came, as most often.
-            if old.exits == account.exits && old.cycles == account.cycles {
+            let same = old.exits == account.exits && old.cycles == account.cycles;
+            if same && before.timed(old) == after.timed(account) {
                 continue;
             }
-            let mut past = Tally::default();
-            past.add(before, old);
-            tally.subtract(&past);
+            tally.subtract(&Tally::of(old, before.histogram(old)));
         }
         push(result, account.code, &tally);
     }
@@ -149,22 +147,9 @@ fn retired(result: &mut Accounts, before: &Accounts, after: &Accounts, gone: &[&
 
 /// Adds what came, if anything did.
 fn push(result: &mut Accounts, code: u64, tally: &Tally) {
-    let Tally { exits, cycles, user, polled, halted, min, max, histogram } = tally;
-    if *exits == 0 && *cycles == 0 {
-        return;
+    if !tally.is_empty() {
+        result.add_tally(code, tally);
     }
-    let account = Account {
-        code,
-        exits: *exits,
-        cycles: *cycles,
-        user: *user,
-        polled: *polled,
-        halted: *halted,
-        min: *min,
-        max: *max,
-        ..Account::default()
-    };
-    result.add(account, histogram.iter().copied().enumerate());
 }
 
 #[cfg(test)]

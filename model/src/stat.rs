@@ -212,22 +212,16 @@ mod tests {
     use exitscope_abi::region::bucket;
 
     use super::*;
-    use crate::accounts::{Account, Accounts};
+    use crate::accounts::Accounts;
     use crate::snapshot::Clock;
 
     fn interval() -> Interval {
         let mut accounts = Accounts::default();
         let add = |accounts: &mut Accounts, code, exits: u64, ticks: u64, halted| {
-            let account = Account {
-                code,
-                exits,
-                cycles: exits * ticks,
-                halted,
-                min: ticks,
-                max: ticks,
-                ..Account::default()
-            };
-            accounts.add(account, [(bucket(ticks), exits)]);
+            let mut tally =
+                Tally { exits, cycles: exits * ticks, halted, min: ticks, max: ticks, ..Tally::default() };
+            tally.histogram[bucket(ticks)] = exits;
+            accounts.add_tally(code, &tally);
         };
         for (id, pid) in [(1, 23), (2, 123)] {
             accounts.begin_vm(id, pid, false, None);

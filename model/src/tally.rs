@@ -41,18 +41,21 @@ impl Default for Tally {
 }
 
 impl Tally {
+    /// The sum of one account with this histogram.
+    pub fn of(account: &Account, histogram: impl Iterator<Item = (usize, u64)>) -> Self {
+        let Account { exits, cycles, user, polled, halted, min, max, .. } = *account;
+        let mut tally = Self { exits, cycles, user, polled, halted, min, max, histogram: [0; BUCKETS] };
+        for (bucket, count) in histogram {
+            if let Some(place) = tally.histogram.get_mut(bucket) {
+                *place = count;
+            }
+        }
+        tally
+    }
+
     /// Adds an account.
     pub fn add(&mut self, accounts: &Accounts, account: &Account) {
-        self.exits = self.exits.wrapping_add(account.exits);
-        self.cycles = self.cycles.wrapping_add(account.cycles);
-        self.user = self.user.wrapping_add(account.user);
-        self.polled = self.polled.wrapping_add(account.polled);
-        self.halted = self.halted.wrapping_add(account.halted);
-        self.min = self.min.min(account.min);
-        self.max = self.max.max(account.max);
-        for (bucket, count) in accounts.histogram(account) {
-            self.histogram[bucket] = self.histogram[bucket].wrapping_add(count);
-        }
+        self.merge(&Self::of(account, accounts.histogram(account)));
     }
 
     /// Adds another sum.
@@ -83,6 +86,12 @@ impl Tally {
         let (first, last) = (self.histogram.iter().position(shown), self.histogram.iter().rposition(shown));
         self.min = first.map_or(u64::MAX, |bucket| bucket_low(bucket).max(self.min));
         self.max = last.map_or(0, |bucket| bucket_end(bucket_low(bucket)).min(self.max));
+    }
+
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        let Self { exits, cycles, user, polled, halted, min: _, max: _, histogram } = self;
+        [exits, cycles, user, polled, halted].into_iter().chain(histogram).all(|count| *count == 0)
     }
 
     /// Ticks in the host's kernel, time that a vCPU's thread waited for a CPU included.

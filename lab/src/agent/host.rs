@@ -113,7 +113,7 @@ fn await_vm(id: u32) -> io::Result<()> {
     let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
     let id = id.to_string();
     guests::wait_for(|| {
-        let known = region.snapshot().vms.iter().any(|vm| vm.id == id);
+        let known = region.snapshot().vms().iter().any(|vm| vm.id == id);
         known.then_some(()).ok_or_else(|| io::Error::other(format!("VM {id} does not come")))
     })
 }
@@ -124,8 +124,8 @@ fn snapshot(label: &str) -> io::Result<Event> {
     Ok(Event::Snapshot {
         label: label.into(),
         isa: snapshot.isa.map(|isa| isa.name().into()).unwrap_or_default(),
-        tsc_khz: snapshot.tsc_khz,
-        vms: snapshot.vms,
+        tsc_khz: snapshot.clock.khz,
+        vms: snapshot.vms(),
         quality: snapshot.quality,
     })
 }
