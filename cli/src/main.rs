@@ -6,7 +6,10 @@ mod caps;
 mod guest;
 mod lab;
 mod module;
+mod select;
+mod stat;
 mod vmm;
+mod workload;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -33,6 +36,8 @@ enum Command {
     /// What the kernel module on this machine has counted; a policy for one VM, a reset
     #[command(subcommand)]
     Module(module::Command),
+    /// The exits of this host's VMs: while a command runs, for a time, or until Ctrl-C
+    Stat(stat::Args),
     /// Run a small VM on /dev/kvm: a Linux kernel, or a workload of exits of one kind
     Vmm(vmm::Args),
 }
@@ -59,6 +64,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Guest(args) => guest::run(&args)?,
         Command::Lab(command) => lab::run(command)?,
         Command::Module(command) => module::run(&command)?,
+        Command::Stat(args) => return stat::run(&args),
         Command::Vmm(args) => vmm::run(args)?,
     }
     Ok(ExitCode::SUCCESS)

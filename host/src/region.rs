@@ -13,7 +13,7 @@ use std::thread;
 
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
-    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, Schema, VERSION, flags, kind,
+    CELL_SIZE, Counters, Header, MAGIC, MAX_PAGES, PAGE_SIZE, Schema, VERSION, VmCell, flags, kind, state,
 };
 use exitscope_model::Quality;
 use exitscope_model::snapshot::{Clock, Moment, Snapshot};
@@ -186,6 +186,18 @@ impl Region {
             let counted = self.cells().filter(counts).map(|cell| cell.exits.load(Relaxed));
             counted.fold(self.header().unaccounted.load(Relaxed), u64::wrapping_add)
         })
+    }
+
+    /// Number and process of every VM that KVM has not destroyed: cheap enough to be asked often.
+    pub fn live_vms(&self) -> Vec<(u64, u32)> {
+        let live = |cell: &&Counters| {
+            cell.head.kind.load(Acquire) == kind::VM && cell.head.state.load(Relaxed) == state::LIVE
+        };
+        let number = |cell: &Counters| {
+            let vm: &VmCell = read::view(cell);
+            (vm.id.load(Relaxed), vm.pid.load(Relaxed))
+        };
+        self.steadily(|| self.cells().filter(live).map(number).collect())
     }
 
     /// Reads everything that was counted since the module was loaded.

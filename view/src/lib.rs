@@ -4,4 +4,6 @@
 pub mod caps;
 pub mod compare;
 pub mod course;
+pub mod stat;
 pub mod text;
+pub mod units;

@@ -28,16 +28,48 @@ impl Table {
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
-}
 
-impl Display for Table {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Leaves out columns, the first of `dispensable` first, until the table is at most `width` characters wide, or
+    /// nothing more can go.
+    #[must_use]
+    pub fn fitting(mut self, width: Option<usize>, dispensable: &[&str]) -> Self {
+        for heading in dispensable {
+            if width.is_none_or(|width| self.width() <= width) {
+                break;
+            }
+            let column = self.rows.first().and_then(|row| row.iter().position(|cell| cell == heading));
+            if let Some(column) = column {
+                self.drop_column(column);
+            }
+        }
+        self
+    }
+
+    fn drop_column(&mut self, column: usize) {
+        self.rows.iter_mut().filter(|row| column < row.len()).for_each(|row| drop(row.remove(column)));
+        self.left.retain(|&left| left != column);
+        self.left.iter_mut().filter(|left| **left > column).for_each(|left| *left -= 1);
+    }
+
+    fn widths(&self) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        (0..columns).map(width).collect()
+    }
+
+    /// Characters of the longest line.
+    fn width(&self) -> usize {
+        let widths = self.widths();
+        widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let widths = self.widths();
         for row in &self.rows {
             let mut line = String::new();
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {

@@ -1,0 +1,185 @@
+//! CPU time of VMMs' processes: in guests, by vCPU threads, by all others.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use exitscope_model::accounts::{Accounts, RETIRED};
+use exitscope_model::document::{CpuTime, CpuTimes};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::names::in_initial_namespace;
+
+/// CPU time so far of every process that has a VM, by VM.
+#[derive(Clone, Debug, Default)]
+pub struct Usage(BTreeMap<u64, Process>);
+
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    pid: u32,
+    /// ns of all its threads, those in guests, those of threads that run a vCPU.
+    total: u64,
+    guest: u64,
+    vcpus: u64,
+}
+
+/// Reads CPU times, from files that stay open: to open them is most of what it costs.
+#[derive(Debug)]
+pub struct Meter {
+    proc: PathBuf,
+    /// ns in the unit that the kernel counts in.
+    tick: u64,
+    files: BTreeMap<PathBuf, File>,
+    works: bool,
+}
+
+impl Meter {
+    /// Reads this machine's `/proc`.
+    pub fn new() -> Self {
+        let proc = PathBuf::from("/proc");
+        let works = in_initial_namespace(&proc);
+        // A descriptor for each vCPU: as many as we may have.
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
+        let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+        Self { proc, tick, files: BTreeMap::new(), works }
+    }
+
+    /// What the processes of all live VMs have used until now.
+    pub fn read(&mut self, accounts: &Accounts) -> Usage {
+        let mut usage = Usage::default();
+        if !self.works {
+            return usage;
+        }
+        let mut processes: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        let mut buffer = String::new();
+        for vm in accounts.vms().iter().filter(|vm| vm.id != RETIRED && !vm.finished) {
+            let known = match processes.get(&vm.pid) {
+                Some(known) => Some(*known),
+                None => self.process(vm.pid, &mut buffer),
+            };
+            let Some((total, guest)) = known else { continue };
+            processes.insert(vm.pid, (total, guest));
+            let vcpus =
+                accounts.vcpus(vm).iter().filter_map(|vcpu| self.thread(vm.pid, vcpu.thread, &mut buffer));
+            usage.0.insert(vm.id, Process { pid: vm.pid, total, guest, vcpus: vcpus.sum() });
+        }
+        usage
+    }
+
+    /// Forgets the files of processes that have gone.
+    pub fn forget(&mut self, accounts: &Accounts) {
+        let live = |pid: &str| {
+            let pid = pid.parse().ok();
+            accounts.vms().iter().any(|vm| !vm.finished && Some(vm.pid) == pid)
+        };
+        let proc = self.proc.clone();
+        self.files.retain(|path, _| {
+            let pid = path.strip_prefix(&proc).ok().and_then(|rest| rest.iter().next()?.to_str());
+            pid.is_some_and(live)
+        });
+    }
+
+    /// ns of a process in all and in its guests.
+    fn process(&mut self, pid: u32, buffer: &mut String) -> Option<(u64, u64)> {
+        self.text(self.proc.join(pid.to_string()).join("stat"), buffer)?;
+        let (total, guest) = parse_stat(buffer)?;
+        Some((total.saturating_mul(self.tick), guest.saturating_mul(self.tick)))
+    }
+
+    /// ns of a thread.
+    fn thread(&mut self, pid: u32, thread: u32, buffer: &mut String) -> Option<u64> {
+        let path = self.proc.join(pid.to_string()).join("task").join(thread.to_string()).join("schedstat");
+        self.text(path, buffer)?;
+        buffer.split_whitespace().next()?.parse().ok()
+    }
+
+    fn text(&mut self, path: PathBuf, buffer: &mut String) -> Option<()> {
+        let mut bytes = [0; 1024];
+        let length = match self.files.get(&path) {
+            Some(file) => file.read_at(&mut bytes, 0),
+            None => self.open(&path).and_then(|file| file.read_at(&mut bytes, 0)),
+        };
+        buffer.clear();
+        match length {
+            Ok(length) => {
+                buffer.push_str(&String::from_utf8_lossy(&bytes[..length]));
+                Some(())
+            }
+            Err(_) => {
+                self.files.remove(&path);
+                None
+            }
+        }
+    }
+
+    fn open(&mut self, path: &Path) -> io::Result<&File> {
+        let file = File::open(path)?;
+        Ok(self.files.entry(path.into()).or_insert(file))
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// utime + stime, and guest_time, from `/proc/PID/stat` (proc(5), fields 14, 15 and 43).
+fn parse_stat(text: &str) -> Option<(u64, u64)> {
+    // The program's name, in parentheses, may hold anything.
+    let (_, rest) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    Some((field(14)?.saturating_add(field(15)?), field(43)?))
+}
+
+impl Usage {
+    /// What was used since `earlier`.
+    pub fn since(&self, earlier: &Self) -> CpuTimes {
+        let shared = |pid: u32| self.0.values().filter(|process| process.pid == pid).count() as u32;
+        let mut times = CpuTimes::new();
+        for (&id, now) in &self.0 {
+            let Some(before) = earlier.0.get(&id).filter(|before| before.pid == now.pid) else { continue };
+            let total = now.total.saturating_sub(before.total);
+            let guest = now.guest.saturating_sub(before.guest);
+            let of_all = |usage: &Self| -> u64 {
+                usage.0.values().filter(|other| other.pid == now.pid).map(|other| other.vcpus).sum()
+            };
+            let vcpus = of_all(self).saturating_sub(of_all(earlier));
+            let elsewhere = total.saturating_sub(vcpus);
+            times.insert(id, CpuTime { total, guest, elsewhere, vms: shared(now.pid) });
+        }
+        times
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_programs_name_may_hold_anything() {
+        let rest: Vec<String> = (3..=52).map(|field: u32| field.to_string()).collect();
+        let text = format!("12 (a) b) {}", rest.join(" "));
+        assert_eq!(parse_stat(&text), Some((29, 43)));
+        assert_eq!(parse_stat("12 (a"), None);
+        assert_eq!(parse_stat("12 (a) S 1"), None);
+    }
+
+    #[test]
+    fn work_that_no_vcpu_does_is_elsewhere() {
+        let process = |total, guest, vcpus| Process { pid: 7, total, guest, vcpus };
+        let earlier = Usage(BTreeMap::from([(1, process(100, 10, 60)), (2, process(100, 10, 20))]));
+        let later = Usage(BTreeMap::from([
+            (1, process(190, 40, 100)),
+            (2, process(190, 40, 20)),
+            (3, process(1, 1, 1)),
+        ]));
+        let times = later.since(&earlier);
+        assert_eq!(times[&1], CpuTime { total: 90, guest: 30, elsewhere: 49, vms: 3 });
+        assert_eq!(times.len(), 2);
+    }
+}

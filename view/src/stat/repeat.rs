@@ -1,0 +1,70 @@
+//! Several runs of the same: the mean of each reason, and how far the runs are apart.
+
+use std::fmt::Write;
+
+use exitscope_model::document::{Context, Quality};
+use exitscope_model::interval::Interval;
+use exitscope_model::stat::{Repeated, Rows, Spread, cost, repeat};
+use exitscope_model::tally::Tally;
+
+use super::{headings, quality, subject};
+use crate::text::Table;
+use crate::units::{duration, grouped};
+
+/// The runs as text: for a run, exits and cost with their standard deviation.
+pub fn repeated(runs: &[Interval], context: Context<'_>, width: Option<usize>) -> String {
+    let Some(last) = runs.last() else { return String::new() };
+    let all = exitscope_model::stat::Options { top: 0, ..context.options };
+    let rows: Vec<Rows> =
+        runs.iter().map(|run| Rows::of(run, context.selection, context.names, all)).collect();
+    let mut repeated = repeat(&rows, context.options);
+    let hidden =
+        if context.options.top == 0 { 0 } else { repeated.len().saturating_sub(context.options.top) };
+    repeated.truncate(repeated.len() - hidden);
+    let lengths: Vec<f64> = runs.iter().map(|run| run.ns() as f64).collect();
+    let length = Spread::of(&lengths);
+    let mut out = format!(
+        "{} runs of {} ± {:.2}%: mean of a run ± standard deviation\n\n",
+        runs.len(),
+        duration(length.mean as u64),
+        length.percent()
+    );
+    let keys = headings(context.options.by);
+    let mut table = Table::new(&[&keys[..], &["EXITS", "±", "COST", "±", "MEAN"]].concat());
+    for column in keys.iter().enumerate().filter(|(_, key)| ["NAME", "EXIT"].contains(key)).map(|(at, _)| at)
+    {
+        table = table.left(column);
+    }
+    for row in &repeated {
+        let cells = subject(&row.subject, last, context);
+        table.row(cells.into_iter().chain(figures(row, last, context)));
+    }
+    let _ = write!(out, "{}", table.fitting(width, &["MEAN", "NAME"]));
+    if hidden > 0 {
+        let _ = writeln!(out, "and {hidden} more");
+    }
+    let untimed = rows.iter().map(|rows| rows.total.untimed()).sum();
+    let told = Quality::of(last, context.selection, context.names, context.origin, untimed);
+    let _ = writeln!(out, "\n{}", quality(&told));
+    out
+}
+
+fn figures(row: &Repeated, interval: &Interval, context: Context<'_>) -> Vec<String> {
+    let spread = |of: &dyn Fn(&Tally) -> u64| {
+        Spread::of(&row.runs.iter().map(|run| of(run) as f64).collect::<Vec<_>>())
+    };
+    let exits = spread(&|run| run.exits);
+    let time = |ticks: f64| match interval.clock.ns(ticks as u64) {
+        Some(ns) if !context.cycles => duration(ns),
+        _ => grouped(ticks as u64),
+    };
+    let cost = spread(&|run| cost(run, context.options.with_halt));
+    let percent = |spread: Spread| format!("{:.2}%", spread.percent());
+    vec![
+        grouped(exits.mean.round() as u64),
+        percent(exits),
+        time(cost.mean),
+        percent(cost),
+        row.tally.mean().map_or("-".into(), |ticks| time(ticks as f64)),
+    ]
+}

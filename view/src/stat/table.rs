@@ -1,0 +1,99 @@
+//! The table of an interval.
+
+use std::fmt::Write;
+
+use exitscope_model::document::{Context, Figures, Quality};
+use exitscope_model::interval::Interval;
+use exitscope_model::stat::{Rows, cost};
+use exitscope_model::tally::Tally;
+
+use super::{headings, parts, quality, subject, usage};
+use crate::text::{Table, grouped, share};
+use crate::units::{duration, rate};
+
+/// Columns after those that tell rows apart.
+const COLUMNS: [&str; 12] = [
+    "EXITS", "EXITS%", "EXITS/S", "COST%", "KERNEL", "USER", "POLLED", "HALTED", "MEAN", "P50", "P99", "MAX",
+];
+/// The columns that a narrow terminal does without, first to go first.
+const DISPENSABLE: [&str; 12] =
+    ["P50", "P99", "MAX", "MEAN", "EXITS/S", "EXITS%", "HALTED", "POLLED", "USER", "KERNEL", "NAME", "COST%"];
+
+/// An interval as text, `width` columns wide at most where columns can be left out for that; ends with the quality.
+/// `stamp` begins it: when the interval ended, in interval mode.
+pub fn text(interval: &Interval, context: Context<'_>, stamp: Option<&str>, width: Option<usize>) -> String {
+    let rows = Rows::of(interval, context.selection, context.names, context.options);
+    let mut out = String::new();
+    let seconds = interval.ns() as f64 / 1e9;
+    let exits = grouped(rows.total.exits);
+    let _ = match stamp {
+        Some(stamp) => writeln!(out, "{stamp}: {exits} exits in {seconds:.3} s"),
+        None => writeln!(out, "{exits} exits in {seconds:.3} s\n"),
+    };
+    if rows.rows.is_empty() {
+        let _ =
+            writeln!(out, "no exits{}", if context.selection.is_all() { "" } else { " of what is selected" });
+    } else {
+        let _ = write!(out, "{}", table(interval, context, &rows).fitting(width, &DISPENSABLE));
+    }
+    let usage = usage::text(interval, context, width);
+    if !usage.is_empty() {
+        let _ = write!(out, "\n{usage}");
+    }
+    let told = Quality::of(interval, context.selection, context.names, context.origin, rows.total.untimed());
+    let _ = writeln!(out, "{}{}", if stamp.is_none() { "\n" } else { "" }, quality(&told));
+    out
+}
+
+fn table(interval: &Interval, context: Context<'_>, rows: &Rows) -> Table {
+    let by = context.options.by;
+    let mut keys = headings(by);
+    if keys.is_empty() {
+        keys.push("");
+    }
+    let mut table = Table::new(&[&keys[..], &COLUMNS].concat());
+    for column in keys.iter().enumerate().filter(|(_, key)| ["NAME", "EXIT"].contains(key)).map(|(at, _)| at)
+    {
+        table = table.left(column);
+    }
+    let blank = |name: String| {
+        let mut cells = vec![String::new(); keys.len()];
+        cells[0] = name;
+        cells
+    };
+    for row in &rows.rows {
+        let mut cells = subject(&row.subject, interval, context);
+        if cells.is_empty() {
+            cells.push("all".into());
+        }
+        table.row(cells.into_iter().chain(figures(interval, context, rows, &row.tally)));
+    }
+    if let Some((count, tally)) = &rows.other {
+        table.row(
+            blank(format!("other ({count})")).into_iter().chain(figures(interval, context, rows, tally)),
+        );
+    }
+    if rows.rows.len() > 1 {
+        table.row(blank("total".into()).into_iter().chain(figures(interval, context, rows, &rows.total)));
+    }
+    table
+}
+
+fn figures(interval: &Interval, context: Context<'_>, rows: &Rows, tally: &Tally) -> Vec<String> {
+    let figures = Figures::of(tally, interval.clock, true);
+    let with_halt = context.options.with_halt;
+    let cycles = context.cycles || interval.clock.khz == 0;
+    let mut cells = vec![
+        grouped(tally.exits),
+        share(tally.exits, rows.total.exits),
+        rate(tally.exits, interval.ns()),
+        share(cost(tally, with_halt), cost(&rows.total, with_halt)),
+    ];
+    cells.extend(parts(&figures, cycles));
+    let ticks =
+        [tally.mean(), tally.quantile(500), tally.quantile(990), (tally.timed() > 0).then_some(tally.max)];
+    let ns = [figures.mean_ns, figures.p50_ns, figures.p99_ns, figures.max_ns];
+    let shown = if cycles { ticks.map(|ticks| ticks.map(grouped)) } else { ns.map(|ns| ns.map(duration)) };
+    cells.extend(shown.map(|cell| cell.unwrap_or_else(|| "-".into())));
+    cells
+}
