@@ -10,11 +10,11 @@ use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::kernel::Series;
+use exitscope_lab::parts::kernel::Series;
 use exitscope_lab::progress::Progress;
-use exitscope_lab::run::{self, GuestKind, Options, Vmm};
-use exitscope_lab::session::{Lab, Paging, Setup};
-use exitscope_lab::{bench, course};
+use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
+use exitscope_lab::runs::session::{Lab, Paging, Setup};
+use exitscope_lab::runs::{bench, course};
 use exitscope_model::Report;
 use exitscope_view::course::Course;
 use exitscope_view::text;
@@ -167,7 +167,7 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
     };
     let mut progress = Progress::new();
     let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
-    let report = run::run(&lab, &options, &mut progress)?;
+    let report = report::run(&lab, &options, &mut progress)?;
     progress.done();
     let path = args.out.join("report.json");
     write(&path, &serde_json::to_string_pretty(&report)?)?;
@@ -191,7 +191,7 @@ fn run_both(args: &compare::Args) -> anyhow::Result<[Report; 2]> {
         layout: Layout::Classic,
         expose: Expose::Vm,
     };
-    let reports = run::run_both(&lab, &options, &mut progress)?;
+    let reports = report::run_both(&lab, &options, &mut progress)?;
     progress.done();
     for report in &reports {
         let path = args.out.join(format!("{}.json", report.machine.paging));

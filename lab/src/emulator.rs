@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Console, Error};
 use crate::frame::Decoder;
-use crate::tool::{QEMU, SETPRIV};
+use crate::parts::tool::{QEMU, SETPRIV};
 
 /// A line longer than this is a fault of the machine, not a result.
 const LONGEST_LINE: usize = 256 << 20;
@@ -489,5 +489,4 @@ fn panic_in(console: &[String]) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "emulator_tests.rs"]
 mod tests;

@@ -1,8 +1,8 @@
 //! Guests with firmware under stock QEMU, and among them a whole Debian.
 
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_lab::run::{GuestKind, Options, Vmm};
-use exitscope_lab::session::Setup;
+use exitscope_lab::runs::report::{GuestKind, Options, Vmm};
+use exitscope_lab::runs::session::Setup;
 use exitscope_model::{Phase, Report};
 use exitscope_tests::{Told, exits, report, sums_are_totals};
 

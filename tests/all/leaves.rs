@@ -2,9 +2,9 @@
 
 use exitscope_abi::leaf::Layout;
 use exitscope_abi::reason::Isa;
-use exitscope_lab::course;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
+use exitscope_lab::runs::course;
 use exitscope_model::{GuestView, Reason, Vm};
 use exitscope_tests::{Told, guests, insert, linux, machine_of, remove};
 

@@ -2,8 +2,8 @@
 
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_lab::kernel::Series;
-use exitscope_lab::session::Setup;
+use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::runs::session::Setup;
 use exitscope_model::Vm;
 use exitscope_tests::{
     exits, flat, guests, insert, linux, machine, machine_with, refused, remove, usual, while_running,

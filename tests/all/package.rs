@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use exitscope_lab::cache::Cache;
-use exitscope_lab::kernel::{self, Series};
+use exitscope_lab::parts::cache::Cache;
+use exitscope_lab::parts::kernel::{self, Series};
 use exitscope_lab::progress::Progress;
 use exitscope_tests::root;
 

@@ -3,7 +3,7 @@
 
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_lab::session::Setup;
+use exitscope_lab::runs::session::Setup;
 use exitscope_model::Vcpu;
 use exitscope_tests::{
     Told, exits, exits_by_code, flat, guests, insert, machine_with, remove, sums_are_totals, while_running,

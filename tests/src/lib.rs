@@ -9,13 +9,13 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_caps::Cpu;
 use exitscope_lab::Error;
-use exitscope_lab::bench::{self, Bench};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
-use exitscope_lab::kernel::Series;
+use exitscope_lab::parts::kernel::Series;
 use exitscope_lab::progress::Progress;
-use exitscope_lab::run::{self, GuestKind, Options, Vmm};
-use exitscope_lab::session::{Lab, Setup};
+use exitscope_lab::runs::bench::{self, Bench};
+use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
+use exitscope_lab::runs::session::{Lab, Setup};
 use exitscope_model::{self as model, Quality, Reason, Report, Vm};
 
 /// The project's root.
@@ -138,7 +138,7 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
         layout: Layout::Classic,
         expose: Expose::Vm,
     };
-    shown(&name, |progress| run::run_both(lab(vendor), &options, progress))
+    shown(&name, |progress| report::run_both(lab(vendor), &options, progress))
 }
 
 /// Runs the main job as `exitscope lab run` does: its report, and all that the machine told.
@@ -147,7 +147,7 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
 /// When the machine fails.
 pub fn report(options: &Options) -> (Report, Told) {
     shown(&options.setup.name, |progress| {
-        run::run_told(lab(Vendor::Amd), options, progress).map(|(report, events)| (report, Told(events)))
+        report::run_told(lab(Vendor::Amd), options, progress).map(|(report, events)| (report, Told(events)))
     })
 }
 

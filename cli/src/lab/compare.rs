@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
-use exitscope_lab::kernel::Series;
+use exitscope_lab::parts::kernel::Series;
 use exitscope_model::compare::Comparison;
 use exitscope_model::{self as model, Report};
 use serde_json::Value;

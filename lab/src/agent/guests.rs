@@ -16,9 +16,9 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::host::{Channel, run_steps};
 use super::{kernel, qemu, within};
-use crate::debug_kernel::patience;
-use crate::image::Image;
 use crate::job::{Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MARK, Guest, JOB, Job, Output, Payload, Step};
+use crate::parts::debug_kernel::patience;
+use crate::parts::image::Image;
 
 /// Time that guests get to start before the steps of `meanwhile` begin.
 const HEAD_START: Duration = Duration::from_millis(400);

@@ -17,11 +17,11 @@ use exitscope_model::Tick;
 
 use super::guests::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
 use super::{kernel, within};
-use crate::debug_kernel::patience;
-use crate::image::QEMU_PROGRAM;
 use crate::job::{
     Event, GUEST_KERNEL, Guest, Insert, JOB, Job, KERNEL, Mark, Output, SHUTDOWN, System, Word,
 };
+use crate::parts::debug_kernel::patience;
+use crate::parts::image::QEMU_PROGRAM;
 
 /// A guest that takes longer has hung: Debian with several vCPUs on a busy computer takes two minutes.
 const TIME_LIMIT: Duration = Duration::from_secs(300);

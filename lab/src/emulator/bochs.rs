@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Emulator, Machine, Prepared, parse_version};
 use crate::error::Error;
-use crate::tool::BOCHS;
+use crate::parts::tool::BOCHS;
 
 /// A kernel command line that boots a stock kernel in few instructions. The serial console is slow in emulated time,
 /// so only what is wrong goes there; XSAVE is wrong in Bochs 2.7 (sizes of AVX-512 state).

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use super::{Emulator, Machine, Prepared, parse_version};
 use crate::error::Error;
-use crate::tool::{self, QEMU};
+use crate::parts::tool::{self, QEMU};
 
 /// A kernel command line that boots a stock kernel fast and ends the emulator when the kernel panics.
 /// The self-tests of its ciphers, which nothing here uses, take a tenth of an emulated boot.

@@ -10,12 +10,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{FLAVOUR, HEADERS, Series, index_modules, make_movable, named_in};
-use crate::apt::Apt;
-use crate::cache::{Cache, Key};
 use crate::error::Error;
+use crate::parts::apt::Apt;
+use crate::parts::cache::{Cache, Key};
+use crate::parts::shared_library;
+use crate::parts::tool::{self, DPKG_DEB};
 use crate::progress::Progress;
-use crate::shared_library;
-use crate::tool::{self, DPKG_DEB};
 
 /// Stands in the place of a program.
 const LAUNCHER: &str = include_str!("launcher.sh");

@@ -3,13 +3,13 @@
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_model::{self as model, GuestView, Machine, Phase, Report, SCHEMA, Tick, Vm};
 
-use crate::cache::Cache;
-use crate::debian;
 use crate::emulator::Vendor;
 use crate::error::Error;
 use crate::job::{EXITSCOPE, Event, FIRMWARE, Guest, IN_SYSTEM, Insert, Mark, Output, Payload, Step};
+use crate::parts::cache::Cache;
+use crate::parts::debian;
 use crate::progress::Progress;
-use crate::session::{Lab, Paging, Setup};
+use crate::runs::session::{Lab, Paging, Setup};
 
 /// Resolution of the timeline in ms: the emulated clock of a machine runs with its instructions or with ours.
 fn sample_ms(vendor: Vendor) -> u64 {

@@ -13,11 +13,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::cache::{Cache, Key};
-use crate::debug_kernel;
 use crate::error::Error;
+use crate::parts::cache::{Cache, Key};
+use crate::parts::debug_kernel;
+use crate::parts::tool::{self, APT_CACHE, APT_GET, DEPMOD, DPKG_DEB, DPKG_QUERY};
 use crate::progress::Progress;
-use crate::tool::{self, APT_CACHE, APT_GET, DEPMOD, DPKG_DEB, DPKG_QUERY};
 
 const HEADERS: &str = "linux-headers-";
 const FLAVOUR: &str = "-cloud-amd64";
@@ -37,7 +37,7 @@ pub enum Series {
     V6_12,
     /// Debian sid's.
     V7_2,
-    /// Debian's source of 6.12, built with the kernel's own checkers: see [`crate::debug_kernel`].
+    /// Debian's source of 6.12, built with the kernel's own checkers: see [`crate::parts::debug_kernel`].
     Debug,
 }
 
@@ -284,7 +284,7 @@ fn index_modules(root: &Path, release: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tool::MAKE;
+    use crate::parts::tool::MAKE;
 
     /// What `dpkg-query` prints on Debian 12 with the headers of 6.12 (shortened).
     const BOOKWORM: &str = "\

@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::kernel::Kernel;
-use crate::tool::{self, GZIP, Tool, XZ, ZSTD};
+use crate::parts::cache::{Cache, Key};
+use crate::parts::kernel::Kernel;
+use crate::parts::tool::{self, GZIP, Tool, XZ, ZSTD};
 
 /// A kernel module, unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +152,7 @@ fn signature_length(end: &[u8; SIGNATURE_END]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Series;
+    use crate::parts::kernel::Series;
     use std::process::Command;
 
     #[test]

@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::time::Duration;
 
-use crate::cache::Cache;
-use crate::debug_kernel;
 use crate::emulator::{self, Machine, Vendor};
 use crate::error::Error;
-use crate::image::Image;
 use crate::job::{
     EXITSCOPE, Event, GUEST_INITRD, GUEST_KERNEL, GUEST_MODULES, Insert, JOB, Job, MODULES, Step,
 };
-use crate::kernel::{self, Kernel, Series};
-use crate::modules::{self, Module};
+use crate::parts::cache::Cache;
+use crate::parts::debug_kernel;
+use crate::parts::image::Image;
+use crate::parts::kernel::{self, Kernel, Series};
+use crate::parts::modules::{self, Module};
+use crate::parts::tool::{self, MAKE};
+use crate::parts::vmlinux;
 use crate::progress::Progress;
-use crate::tool::{self, MAKE};
-use crate::vmlinux;
 
 /// Modules that a machine needs, besides those that they depend on and the vendor's part of KVM: its channel's, its
 /// disk's, the reader of MSRs.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::tool::{self, APT_CACHE, APT_GET, Tool};
+use crate::parts::tool::{self, APT_CACHE, APT_GET, Tool};
 
 /// The keys that Debian signs its package lists with.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";

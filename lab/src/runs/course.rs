@@ -12,8 +12,8 @@ use exitscope_view::course::{
 use crate::error::Error;
 use crate::job::{Event, Guest, Output, Payload, Step};
 use crate::progress::Progress;
-use crate::run::{self, GuestKind, Options, Vmm, account_for, accounts};
-use crate::session::{Lab, Paging, Setup};
+use crate::runs::report::{self, GuestKind, Options, Vmm, account_for, accounts};
+use crate::runs::session::{Lab, Paging, Setup};
 
 /// The leaves that the course's layouts use.
 const LEAVES: std::ops::RangeInclusive<u32> = 0x4fff_fffc..=0x4fff_ffff;
@@ -40,11 +40,11 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
     }
     let mut told = accounts(&events);
     let mut next = || told.next().ok_or(Error::NotTold { what: "one of its guests" });
-    let nested = run::report(lab, &classic, Paging::Nested, next()?)?;
+    let nested = report::report(lab, &classic, Paging::Nested, next()?)?;
     for &layout in Layout::ALL {
         course.readings.push(reading(isa, layout, &nested.machine, next()?)?);
     }
-    let shadow = run::report(lab, &classic, Paging::Shadow, next()?)?;
+    let shadow = report::report(lab, &classic, Paging::Shadow, next()?)?;
     let comparison = Comparison::new(&nested, &shadow).map_err(|_| Error::NotTold { what: "one CPU" })?;
     course.comparisons.push(comparison);
     course.boots.push(Boot {
@@ -62,7 +62,7 @@ pub fn measure_full_boot(lab: &Lab, course: &mut Course, progress: &mut Progress
     course.boots.push(Boot {
         guest: "a full Debian system".into(),
         command: "exitscope lab run --guest debian".into(),
-        report: run::run(lab, &options, progress)?,
+        report: report::run(lab, &options, progress)?,
     });
     Ok(())
 }

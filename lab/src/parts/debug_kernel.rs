@@ -7,13 +7,13 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::kernel::{Kernel, Series, download};
-use crate::tool::{self, APT_CACHE, DEPMOD, GCC, MAKE, NICE, OBJCOPY, TAR, Tool};
+use crate::parts::cache::{Cache, Key};
+use crate::parts::kernel::{Kernel, Series, download};
+use crate::parts::tool::{self, APT_CACHE, DEPMOD, GCC, MAKE, NICE, OBJCOPY, TAR, Tool};
 
 /// What is in it; all else that can be left out is.
-const CONFIG: &str = include_str!("../kernel/debug.config");
+const CONFIG: &str = include_str!("../../kernel/debug.config");
 /// What its release ends with.
 const SUFFIX: &str = "-exitscope-debug";
 /// Debian's meta package of its source has the same name as the package itself.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::job::{EXITSCOPE, Event, Guest, Insert, Payload, Step};
 use crate::progress::Progress;
-use crate::session::{Lab, Setup};
+use crate::runs::session::{Lab, Setup};
 
 /// The schema's name and version.
 pub const SCHEMA: &str = "exitscope-bench/1";

@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::cpio::Writer;
 use crate::error::Error;
-use crate::modules::Module;
-use crate::shared_library;
-use crate::tool::{CPUID, QEMU};
+use crate::parts::cpio::Writer;
+use crate::parts::modules::Module;
+use crate::parts::shared_library;
+use crate::parts::tool::{CPUID, QEMU};
 
 /// Where [`Image::qemu_tool`] puts the program.
 pub const QEMU_PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
@@ -35,7 +35,7 @@ enum Node {
 ///
 /// ```
 /// # fn main() -> Result<(), exitscope_lab::Error> {
-/// let mut image = exitscope_lab::image::Image::new();
+/// let mut image = exitscope_lab::parts::image::Image::new();
 /// image.bytes("/job.json", "{}", 0o644)?.directory("/proc", 0o555)?;
 /// let mut archive = Vec::new();
 /// image.write(&mut archive)?;

@@ -13,10 +13,10 @@ use elf::abi::PT_NOTE;
 use elf::endian::LittleEndian;
 use elf::note::Note;
 
-use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::kernel::Kernel;
-use crate::tool::{self, GZIP, LZ4, Tool, XZ, ZSTD};
+use crate::parts::cache::{Cache, Key};
+use crate::parts::kernel::Kernel;
+use crate::parts::tool::{self, GZIP, LZ4, Tool, XZ, ZSTD};
 
 /// The note that gives the PVH entry point (`XEN_ELFNOTE_PHYS32_ENTRY`).
 const PHYS32_ENTRY: u64 = 18;

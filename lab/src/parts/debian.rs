@@ -9,10 +9,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::apt::Apt;
-use crate::cache::{Cache, Key};
 use crate::error::Error;
-use crate::tool::{self, APT_CACHE, DPKG_DEB, FAKEROOT, MKE2FS};
+use crate::parts::apt::Apt;
+use crate::parts::cache::{Cache, Key};
+use crate::parts::tool::{self, APT_CACHE, DPKG_DEB, FAKEROOT, MKE2FS};
 
 /// What is installed, besides all that this needs. Without `usr-is-merged`, a Perl is drawn in to merge `/usr`.
 const PACKAGES: [&str; 5] = ["?essential", "usr-is-merged", "systemd-sysv", "udev", "dbus"];
