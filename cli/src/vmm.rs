@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use exitscope_abi::reason::Isa;
 use exitscope_guest::workload::Workload;
-use exitscope_vmm::{Config, LINUX_CMDLINE, Payload};
+use exitscope_vmm::{Config, FlatWork, LINUX_CMDLINE, Payload};
 
 use crate::Usage;
 
@@ -24,12 +24,13 @@ pub struct Args {
     /// Its command line
     #[arg(long, default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// Workload to run instead: cpuid, leaf, rdmsr, wrmsr, pio, mmio, hlt, hypercall, or on AMD nested
-    #[arg(long)]
-    workload: Option<String>,
-    /// Exits of the workload's kind, on each vCPU
-    #[arg(long, default_value_t = 100_000)]
-    iterations: u64,
+    /// Workload to run instead: cpuid, leaf, rdmsr, wrmsr, pio, pio-in, mmio, hlt, hypercall, or on AMD nested; several,
+    /// separated by commas, are those of the first vCPU, the second, and so on
+    #[arg(long, value_delimiter = ',')]
+    workload: Vec<String>,
+    /// Exits of the workload's kind, on each vCPU, or for each workload
+    #[arg(long, value_delimiter = ',', default_value = "100000")]
+    iterations: Vec<u64>,
     /// Time the workload in batches of so many exits and report the fastest; 0 does not time it
     #[arg(long, default_value_t = 0)]
     batch: u64,
@@ -48,24 +49,16 @@ pub struct Args {
     /// Keep the VM when its guest has ended, until stdin is closed
     #[arg(long)]
     linger: bool,
+    /// What the VM is called, which tools read from this command line
+    #[arg(long)]
+    name: Option<String>,
 }
 
 /// Runs a VM to its end; its console is our stdout.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let payload = match (args.kernel, args.workload) {
-        (Some(kernel), _) => Payload::Linux { kernel, initrd: args.initrd, cmdline: args.cmdline },
-        (None, Some(name)) => {
-            let Some(workload) = Workload::from_name(&name) else {
-                let known: Vec<&str> = Workload::ALL.iter().map(|workload| workload.name()).collect();
-                bail!(Usage(format!("unknown workload {name}: want one of {}", known.join(", "))));
-            };
-            let isa = isa()?;
-            let Some(image) = workload.image(isa) else {
-                bail!(Usage(format!("workload {name} is not for {}: choose another", isa.name())));
-            };
-            Payload::Flat { image: image.to_vec(), iterations: args.iterations, batch: args.batch }
-        }
-        (None, None) => bail!(Usage("want --kernel or --workload".into())),
+    let payload = match args.kernel {
+        Some(kernel) => Payload::Linux { kernel, initrd: args.initrd, cmdline: args.cmdline },
+        None => Payload::Flat { works: works(&args.workload, &args.iterations)?, batch: args.batch },
     };
     let config = Config {
         memory_mib: args.memory,
@@ -90,6 +83,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         0 => Ok(()),
         status => bail!("the guest ended with status {status}"),
     }
+}
+
+/// What each vCPU does: a workload each, with its number of iterations or the last one's.
+fn works(names: &[String], iterations: &[u64]) -> anyhow::Result<Vec<FlatWork>> {
+    if iterations.len() > names.len().max(1) {
+        bail!(Usage(format!(
+            "there are {} numbers of iterations for {} workloads",
+            iterations.len(),
+            names.len()
+        )));
+    }
+    let mut works = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let Some(workload) = Workload::from_name(name) else {
+            let known: Vec<&str> = Workload::ALL.iter().map(|workload| workload.name()).collect();
+            bail!(Usage(format!("unknown workload {name}: want one of {}", known.join(", "))));
+        };
+        let isa = isa()?;
+        let Some(image) = workload.image(isa) else {
+            bail!(Usage(format!("workload {name} is not for {}: choose another", isa.name())));
+        };
+        let iterations = iterations.get(index).or(iterations.last()).copied().unwrap_or(0);
+        works.push(FlatWork { image: image.to_vec(), iterations });
+    }
+    Ok(works)
 }
 
 /// The instruction set that KVM runs guests with here.

@@ -21,6 +21,8 @@ pub enum Workload {
     Wrmsr,
     /// OUT to port 0x80: goes to the VMM.
     Pio,
+    /// IN from port 0x71: goes to the VMM, which answers.
+    PioIn,
     /// A 32-bit store where no memory is: decoded by the kernel's instruction emulator, then goes to the VMM.
     Mmio,
     /// HLT with interrupts off and no interrupt controller in the kernel: goes to the VMM.
@@ -38,12 +40,13 @@ pub enum Workload {
 
 impl Workload {
     /// Every workload, in the order in which they are listed to users; see [`Workload::on`].
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Cpuid,
         Self::Leaf,
         Self::Rdmsr,
         Self::Wrmsr,
         Self::Pio,
+        Self::PioIn,
         Self::Mmio,
         Self::Hlt,
         Self::Hypercall,
@@ -64,6 +67,7 @@ impl Workload {
             Self::Rdmsr => "rdmsr",
             Self::Wrmsr => "wrmsr",
             Self::Pio => "pio",
+            Self::PioIn => "pio-in",
             Self::Mmio => "mmio",
             Self::Hlt => "hlt",
             Self::Hypercall => "hypercall",
@@ -87,6 +91,7 @@ impl Workload {
             (Self::Rdmsr, _) => rdmsr::image(),
             (Self::Wrmsr, _) => wrmsr::image(),
             (Self::Pio, _) => pio::image(),
+            (Self::PioIn, _) => pio_in::image(),
             (Self::Mmio, _) => mmio::image(),
             (Self::Hlt, _) => hlt::image(),
             (Self::Hypercall, Isa::Vmx) => vmcall::image(),
@@ -107,7 +112,7 @@ impl Workload {
             Self::Cpuid | Self::Leaf => (&[10], &[0x72]),
             Self::Rdmsr => (&[31], &[0x7c]),
             Self::Wrmsr => (&[32], &[0x7c]),
-            Self::Pio => (&[30], &[0x7b]),
+            Self::Pio | Self::PioIn => (&[30], &[0x7b]),
             Self::Mmio => (&[49], &[0x400]),
             Self::Hlt => (&[12], &[0x78]),
             Self::Hypercall => (&[18], &[0x81]),
@@ -230,6 +235,7 @@ flat_image!(
     each: "wrmsr"
 );
 flat_image!(pio, "OUT to the ignored port.", once: "", batch: "", each: "out 0x80, al");
+flat_image!(pio_in, "IN from port 0x71.", once: "", batch: "", each: "in al, 0x71");
 flat_image!(
     mmio,
     "A store into the MMIO hole; the first one makes KVM mark the page.",
@@ -298,6 +304,7 @@ mod tests {
             (Workload::Rdmsr, _) => &[0x0f, 0x32],
             (Workload::Wrmsr, _) => &[0x0f, 0x30],
             (Workload::Pio, _) => &[0xe6, 0x80],
+            (Workload::PioIn, _) => &[0xe4, 0x71],
             (Workload::Mmio, _) => &[0x89, 0x03],
             (Workload::Hlt, _) => &[0xf4],
             (Workload::Hypercall, Isa::Vmx) => &[0x0f, 0x01, 0xc1],

@@ -98,12 +98,9 @@ impl Source {
     }
 }
 
-/// The emulator of this machine's CPU, which the lab tells by the kernel's command line (`exitscope.emulator=NAME`);
+/// The emulator of this machine's CPU, which the lab tells by the kernel's command line (`lab.emulator=NAME`);
 /// empty on a real CPU.
 fn emulator(cmdline: &Path) -> String {
     let text = fs::read_to_string(cmdline).unwrap_or_default();
-    text.split_whitespace()
-        .find_map(|word| word.strip_prefix("exitscope.emulator="))
-        .unwrap_or_default()
-        .to_owned()
+    text.split_whitespace().find_map(|word| word.strip_prefix("lab.emulator=")).unwrap_or_default().to_owned()
 }

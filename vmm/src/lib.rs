@@ -74,7 +74,7 @@ impl Default for Config {
         Self {
             memory_mib: 256,
             vcpus: 1,
-            payload: Payload::Flat { image: Vec::new(), iterations: 0, batch: 0 },
+            payload: Payload::Flat { works: Vec::new(), batch: 0 },
             kvm_device: PathBuf::from("/dev/kvm"),
             timeout: None,
         }
@@ -98,13 +98,20 @@ pub enum Payload {
     },
     /// Bare machine code under the protocol of [`exitscope_abi::flat`].
     Flat {
-        /// The bytes that are loaded at [`exitscope_abi::flat::LOAD_ADDRESS`].
-        image: Vec<u8>,
-        /// Passed to the guest in RSI.
-        iterations: u64,
+        /// What each vCPU does, by its index; the last is that of all further ones, too.
+        works: Vec<FlatWork>,
         /// Passed to the guest in RDX.
         batch: u64,
     },
+}
+
+/// What a vCPU does under the protocol of [`exitscope_abi::flat`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlatWork {
+    /// Machine code; the first vCPU's is loaded at [`exitscope_abi::flat::LOAD_ADDRESS`].
+    pub image: Vec<u8>,
+    /// Passed to the guest in RSI.
+    pub iterations: u64,
 }
 
 /// How a guest ended that wrote to the DONE port or switched itself off.
@@ -154,9 +161,12 @@ pub fn run<T>(
             let rip = linux::load(vm.memory(), kernel, initrd.as_deref(), cmdline, config.vcpus)?;
             vcpu::Entry::Linux { rip }
         }
-        Payload::Flat { image, iterations, batch } => {
-            flat::load(vm.memory(), image)?;
-            vcpu::Entry::Flat { iterations: *iterations, batch: *batch }
+        Payload::Flat { works, batch } => {
+            flat::load(vm.memory(), works)?;
+            vcpu::Entry::Flat {
+                iterations: works.iter().map(|work| work.iterations).collect(),
+                batch: *batch,
+            }
         }
     };
     let devices = devices::Devices::new(&vm, Box::new(console))?;

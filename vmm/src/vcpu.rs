@@ -16,17 +16,17 @@ use vm_memory::GuestMemoryMmap;
 pub const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 
 /// Where vCPUs start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// The boot vCPU starts at the kernel's 64-bit entry; the others wait until the kernel starts them.
     Linux {
         /// The entry point.
         rip: u64,
     },
-    /// Every vCPU starts at the image's first byte.
+    /// Every vCPU starts at the first byte of its image.
     Flat {
-        /// For RSI.
-        iterations: u64,
+        /// For RSI, one for each image.
+        iterations: Vec<u64>,
         /// For RDX.
         batch: u64,
     },
@@ -77,7 +77,7 @@ impl Vcpu {
         })?;
         fd.set_cpuid2(&table).map_err(refused("set what CPUID says"))?;
         match *entry {
-            Entry::Flat { iterations, batch } => {
+            Entry::Flat { ref iterations, batch } => {
                 enter_long_mode(&fd, &flat::registers(id, iterations, batch))?
             }
             Entry::Linux { rip } if id == 0 => {

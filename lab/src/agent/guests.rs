@@ -206,7 +206,15 @@ impl Running {
         // That of a guest of the same name before.
         let _ = fs::remove_file(&outcome);
         let mut command = Command::new("/proc/self/exe");
-        command.args(["vmm", "--timeout", &time_limit().to_string(), "--vcpus", &guest.vcpus.to_string()]);
+        command.args([
+            "vmm",
+            "--name",
+            &guest.name,
+            "--timeout",
+            &time_limit().to_string(),
+            "--vcpus",
+            &guest.vcpus.to_string(),
+        ]);
         command.arg("--outcome").arg(&outcome);
         if guest.lingers {
             command.arg("--linger");

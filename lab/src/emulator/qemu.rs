@@ -20,7 +20,8 @@ use crate::parts::tool::{self, QEMU};
 /// changes the CPU's pending interrupts without a lock, which other threads change too. With a timer that is set anew
 /// after each interrupt, a machine then stood still for good once in some fifty boots of guests. That the timer ticks is
 /// not put to the test, which a host with much else to do makes fail.
-pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1 cryptomgr.notests nohz=off highres=off no_timer_check";
+pub const COMMAND_LINE: &str =
+    "console=ttyS0 panic=-1 cryptomgr.notests nohz=off highres=off no_timer_check lab.emulator=qemu-tcg";
 /// Memory of a machine, in MiB.
 pub const MEMORY_MIB: u32 = 1024;
 /// The machine's end of its channel.
