@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::{Lab, Paging, Setup};
@@ -19,7 +19,7 @@ use exitscope_model::Report;
 use exitscope_view::course::Course;
 use exitscope_view::text;
 
-use crate::{Usage, print, print_json};
+use crate::output::{Usage, print, print_json};
 
 /// Commands of `exitscope lab`.
 #[derive(clap::Subcommand)]

@@ -12,7 +12,7 @@ use exitscope_model::{self as model, Vm};
 use exitscope_view::text::{self, Table, grouped};
 use serde::Serialize;
 
-use crate::{Usage, print, print_json};
+use crate::output::{Usage, print, print_json};
 
 /// The schema's name and version.
 const SCHEMA: &str = "exitscope-module/1";

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::parts::kernel::Series;
+use crate::parts::series::Series;
 
 /// An error of the lab. Its text is complete: it names the thing that failed and the next step.
 #[derive(Debug, thiserror::Error)]

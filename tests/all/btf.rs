@@ -7,7 +7,7 @@ use std::process::Command;
 use exitscope_core::btf::{Place, Types};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Insert, Step};
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{Lane, console, exits, flat, guests, insert, lab, machine_with, refused, remove};
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_tests::{Lane, machine_of, module};
 
 use crate::{exactness, leaves, policy};

@@ -2,7 +2,7 @@
 
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::Vm;
 use exitscope_tests::{

@@ -1,7 +1,7 @@
 //! The course's last experiment: what the same boot costs with nested and with shadow paging, on both vendors.
 
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_model::Report;
 use exitscope_model::compare::{Change, Comparison};
 use exitscope_tests::{both_pagings, exits, sums_are_totals, usual};

@@ -11,7 +11,7 @@ use exitscope_caps::Cpu;
 use exitscope_lab::Error;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::bench::{self, Bench};
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};

@@ -16,8 +16,10 @@
 
 /// The GDT.
 pub const GDT: u64 = 0x1000;
-/// The first of [`crate::long_mode::PAGE_TABLE_PAGES`] page-table pages: the PML4.
+/// The first of [`PAGE_TABLE_PAGES`] page-table pages: the PML4.
 pub const PAGE_TABLES: u64 = 0x2000;
+/// Page-table pages: one PML4, one PDPT and one page directory for each of 4 GiB.
+pub const PAGE_TABLE_PAGES: usize = 6;
 /// Linux' boot parameters.
 pub const BOOT_PARAMS: u64 = 0x8000;
 /// Linux' command line.
@@ -69,7 +71,7 @@ pub const SLEEP_ENABLE: u8 = 1 << 5;
 /// Sleep type for soft-off (S5), as ACPI's `\_S5` declares it.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
-const _: () = assert!(PAGE_TABLES + crate::long_mode::PAGE_TABLE_PAGES as u64 * 0x1000 <= BOOT_PARAMS);
+const _: () = assert!(PAGE_TABLES + PAGE_TABLE_PAGES as u64 * 0x1000 <= BOOT_PARAMS);
 const _: () = assert!(CMDLINE + CMDLINE_ROOM as u64 <= STACKS);
 const _: () = assert!(ACPI + ACPI_ROOM <= RESET_VECTOR);
 const _: () = assert!(STACKS + STACK_SIZE * MOST_VCPUS as u64 <= LOW_MEMORY_END);

@@ -3,9 +3,9 @@
 use crate::devices::Devices;
 use crate::error::Error;
 use crate::gate::Gate;
+use crate::outcome::{Outcome, VcpuOutcome};
 use crate::vcpu::{End, Vcpu};
 use crate::vm::Mode;
-use crate::{Outcome, VcpuOutcome};
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::panic::resume_unwind;

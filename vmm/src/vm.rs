@@ -1,7 +1,8 @@
 //! A VM of KVM's with its memory: from opening the device to the tables that every vCPU shares.
 
+use crate::config::{Config, Payload};
 use crate::error::Error;
-use crate::{Config, Payload, layout, long_mode};
+use crate::{layout, long_mode};
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::ffi::CString;

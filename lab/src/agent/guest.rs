@@ -11,7 +11,9 @@ use std::time::Duration;
 use rustix::mount::mount_move;
 use rustix::process::{chdir, chroot};
 
-use super::{kernel, output_of, within};
+use super::command::output_of;
+use super::kernel;
+use super::wait::within;
 use crate::emulator::qemu::CHANNEL;
 use crate::job::{GUEST_MARK, IN_SYSTEM, INITRAMFS, Insert, Output, SHUTDOWN, System, USERSPACE, Word};
 

@@ -1,47 +1,18 @@
 //! The agent in the emulated machine: interprets the steps of its job.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use exitscope_guest::debug_port::DebugPort;
 use exitscope_host::abuse::abuse;
 use exitscope_host::region::{DEVICE, Region};
 
-use super::{capabilities, checkers, guests, kernel, output_of};
+use super::channel::Channel;
+use super::command::output_of;
+use super::{capabilities, checkers, guests, kernel, vmm};
 use crate::emulator::Link;
-use crate::emulator::qemu::CHANNEL;
-use crate::frame;
 use crate::job::{Event, Insert, Step};
-
-/// Where events go: to the lab, one line of JSON each.
-pub struct Channel(Box<dyn Write>, Link);
-
-impl Channel {
-    fn open(link: Link) -> io::Result<Self> {
-        let out: Box<dyn Write> = match link {
-            Link::Port => Box::new(File::options().write(true).open(CHANNEL)?),
-            Link::Frames => Box::new(DebugPort::open()?),
-        };
-        Ok(Self(out, link))
-    }
-
-    /// Tells an event.
-    pub fn tell(&mut self, event: &Event) -> io::Result<()> {
-        let mut line = serde_json::to_vec(event)?;
-        match self.1 {
-            Link::Port => line.push(b'\n'),
-            Link::Frames => line = frame::encode(&line),
-        }
-        self.0.write_all(&line)
-    }
-
-    fn phase(&mut self, text: impl Into<String>) -> io::Result<()> {
-        self.tell(&Event::Phase { text: text.into() })
-    }
-}
 
 /// Loads the modules, does every step, and tells how it went.
 pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
@@ -61,7 +32,7 @@ pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
     }
 }
 
-pub(super) fn run_steps(steps: &[Step], channel: &mut Channel) -> io::Result<()> {
+fn run_steps(steps: &[Step], channel: &mut Channel) -> io::Result<()> {
     steps.iter().try_for_each(|step| run_step(step, channel))
 }
 
@@ -84,6 +55,8 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
             let names = if names.len() > 4 { format!("{} guests", names.len()) } else { names.join(", ") };
             channel.phase(format!("runs {names}"))?;
+            let meanwhile =
+                (!meanwhile.is_empty()).then_some(|channel: &mut Channel| run_steps(meanwhile, channel));
             guests::run(guests, *sample_ms, meanwhile, channel)
         }
         Step::Run { label, command } => {
@@ -112,7 +85,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
 fn await_vm(id: u32) -> io::Result<()> {
     let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
     let id = id.to_string();
-    guests::wait_for(|| {
+    vmm::wait_for(|| {
         let known = region.snapshot().vms.iter().any(|vm| vm.id == id);
         known.then_some(()).ok_or_else(|| io::Error::other(format!("VM {id} does not come")))
     })

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use exitscope_model::Tick;
 
-use super::guests::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
-use super::{kernel, within};
+use super::kernel;
+use super::vmm::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
+use super::wait::within;
 use crate::job::{
     Event, GUEST_KERNEL, Guest, Insert, JOB, Job, KERNEL, Mark, Output, SHUTDOWN, System, Word,
 };

@@ -9,7 +9,8 @@ use std::thread;
 
 use crate::error::Error;
 use crate::parts::cache::{Cache, Key};
-use crate::parts::kernel::{Kernel, Series, download};
+use crate::parts::kernel::package::{Kernel, download};
+use crate::parts::series::Series;
 use crate::parts::tool::{self, APT_CACHE, DEPMOD, GCC, MAKE, NICE, OBJCOPY, TAR, Tool};
 
 /// What is in it; all else that can be left out is.

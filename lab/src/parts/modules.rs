@@ -152,7 +152,7 @@ fn signature_length(end: &[u8; SIGNATURE_END]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parts::kernel::Series;
+    use crate::parts::series::Series;
     use std::process::Command;
 
     #[test]

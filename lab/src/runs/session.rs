@@ -15,8 +15,9 @@ use crate::job::{
 use crate::parts::cache::Cache;
 use crate::parts::debug_kernel;
 use crate::parts::image::Image;
-use crate::parts::kernel::{self, Kernel, Series};
+use crate::parts::kernel::{self, Kernel};
 use crate::parts::modules::{self, Module};
+use crate::parts::series::Series;
 use crate::parts::tool::{self, MAKE};
 use crate::parts::vmlinux;
 use crate::progress::Progress;
