@@ -139,14 +139,19 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
         return print_json(&bench);
     }
     let mut table =
-        text::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "BESIDE", "INSTRUCTIONS/EXIT", "ADDED"])
+        text::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "NEIGHBOUR", "INSTRUCTIONS/EXIT", "ADDED"])
             .left(1)
             .left(4);
     for cost in &bench.bench {
         let numbers = [cost.instructions_per_exit, cost.added].map(|number| format!("{number:.2}"));
-        let beside = cost.beside.clone().unwrap_or_else(|| "-".into());
-        let words =
-            [cost.watch.clone(), cost.workload.clone(), cost.vcpus.to_string(), cost.vms.to_string(), beside];
+        let neighbour = cost.neighbour.clone().unwrap_or_else(|| "-".into());
+        let words = [
+            cost.watch.clone(),
+            cost.workload.clone(),
+            cost.vcpus.to_string(),
+            cost.vms.to_string(),
+            neighbour,
+        ];
         table.row(words.into_iter().chain(numbers));
     }
     print(&format!("Instructions per exit, counted by the emulator (Linux {})\n\n{table}", lab.release()))

@@ -41,7 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    if exitscope_lab::agent::is_called_for() {
+    if exitscope_lab::agent::is_agent() {
         eprintln!("agent: cannot power off: {}", exitscope_lab::agent::main());
         return ExitCode::FAILURE;
     }

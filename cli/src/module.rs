@@ -156,7 +156,7 @@ impl Status {
         text.push('\n');
         text += &text::reasons(&self.reasons, self.total);
         if self.quality != model::Quality::default() {
-            text += &text::shortage(&self.quality);
+            text += &text::memory_shortage(&self.quality);
         }
         text
     }

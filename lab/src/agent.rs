@@ -21,8 +21,8 @@ use rustix::system::{RebootCommand, reboot};
 use crate::emulator::Link;
 use crate::job::{JOB, Job};
 
-/// Whether this process is the agent: the first one, with a job, or a guest's service.
-pub fn is_called_for() -> bool {
+/// Whether this process is the agent: PID 1 with a job, or a guest's service.
+pub fn is_agent() -> bool {
     guest::is_service() || (std::process::id() == 1 && fs::exists(JOB).unwrap_or(false))
 }
 

@@ -44,7 +44,7 @@ mod vm;
 use std::io::Write;
 
 pub use config::{Config, LINUX_CMDLINE, Payload};
-pub use error::{Death, Error};
+pub use error::{Error, GuestFailure};
 pub use outcome::{Outcome, VcpuOutcome};
 pub use registers::Registers;
 

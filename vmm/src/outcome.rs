@@ -20,7 +20,7 @@ pub struct Outcome {
 pub struct VcpuOutcome {
     /// Index of the vCPU, which is its APIC id too.
     pub id: u32,
-    /// The values that it wrote to the REPORT port, at most [`VcpuOutcome::MOST_REPORTS`] of them.
+    /// The values that it wrote to the REPORT port, at most [`VcpuOutcome::MAX_REPORTS`] of them.
     pub reports: Vec<u64>,
     /// How often KVM_RUN returned to the VMM because of the guest (kicks by a signal are not counted).
     pub user_exits: u64,
@@ -28,5 +28,5 @@ pub struct VcpuOutcome {
 
 impl VcpuOutcome {
     /// How many reports of a vCPU are kept; later ones are dropped.
-    pub const MOST_REPORTS: usize = mailbox::MOST_REPORTS;
+    pub const MAX_REPORTS: usize = mailbox::MAX_REPORTS;
 }

@@ -24,7 +24,7 @@ impl Channel {
     }
 
     /// Tells an event.
-    pub fn tell(&mut self, event: &Event) -> io::Result<()> {
+    pub fn send(&mut self, event: &Event) -> io::Result<()> {
         let mut line = serde_json::to_vec(event)?;
         match self.1 {
             Link::Port => line.push(b'\n'),
@@ -35,6 +35,6 @@ impl Channel {
 
     /// Tells what the machine is doing, for the person who waits.
     pub fn phase(&mut self, text: impl Into<String>) -> io::Result<()> {
-        self.tell(&Event::Phase { text: text.into() })
+        self.send(&Event::Phase { text: text.into() })
     }
 }

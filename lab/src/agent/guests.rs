@@ -37,7 +37,7 @@ pub fn run(
         let ticks = sampler.map(|sampler| sampler.join().map_err(|_| io::Error::other("the sampler died")));
         done?;
         match ticks.transpose()?.transpose()? {
-            Some(ticks) => channel.tell(&Event::Timeline { ticks }),
+            Some(ticks) => channel.send(&Event::Timeline { ticks }),
             None => Ok(()),
         }
     })
@@ -56,10 +56,10 @@ fn run_to_end(
         guests.iter().filter(|guest| guest.lingers).try_for_each(|guest| wait_for_outcome(&guest.name))?;
         meanwhile(channel)?;
     }
-    let outlasted: Vec<bool> =
+    let still_running: Vec<bool> =
         running.iter_mut().map(|guest| Ok(!guest.has_ended()?)).collect::<io::Result<_>>()?;
-    for (guest, outlasted) in running.into_iter().zip(outlasted) {
-        channel.tell(&guest.finish(outlasted)?)?;
+    for (guest, still_running) in running.into_iter().zip(still_running) {
+        channel.send(&guest.finish(still_running)?)?;
     }
     Ok(())
 }

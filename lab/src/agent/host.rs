@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use exitscope_host::abuse::abuse;
+use exitscope_host::fuzz_device::fuzz_device;
 use exitscope_host::region::{DEVICE, Region};
 
 use super::channel::Channel;
@@ -27,7 +27,7 @@ pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
         Ok(alarms) => Event::Done { kernel: kernel::release(), alarms },
         Err(error) => Event::Failed { message: error.to_string() },
     };
-    if let Err(error) = channel.tell(&last) {
+    if let Err(error) = channel.send(&last) {
         eprintln!("agent: cannot tell the end: {error}");
     }
 }
@@ -40,17 +40,17 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
     match step {
         Step::Insert(insert) => {
             kernel::insert(insert)?;
-            channel.tell(&Event::Inserted { path: insert.path.clone(), instructions: None })
+            channel.send(&Event::Inserted { path: insert.path.clone(), instructions: None })
         }
         Step::Remove { name } => kernel::remove(name),
         Step::Write { path, text } => kernel::write(path, text),
-        Step::Witness => kernel::witness(),
+        Step::StartHistogram => kernel::start_histogram(),
         Step::Ftrace { on } => kernel::ftrace(*on),
-        Step::Testify { label } => {
-            channel.tell(&Event::Witness { label: label.clone(), exits: kernel::testimony()? })
+        Step::ReadHistogram { label } => {
+            channel.send(&Event::Histogram { label: label.clone(), exits: kernel::read_histogram()? })
         }
-        Step::Snapshot { label } => channel.tell(&snapshot(label)?),
-        Step::Capabilities => channel.tell(&capabilities::read()?),
+        Step::Snapshot { label } => channel.send(&snapshot(label)?),
+        Step::Capabilities => channel.send(&capabilities::read()?),
         Step::Guests { guests, sample_ms, meanwhile } => {
             let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
             let names = if names.len() > 4 { format!("{} guests", names.len()) } else { names.join(", ") };
@@ -60,7 +60,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             guests::run(guests, *sample_ms, meanwhile, channel)
         }
         Step::Run { label, command } => {
-            channel.tell(&Event::Output { label: label.clone(), output: output_of(command) })
+            channel.send(&Event::Output { label: label.clone(), output: output_of(command) })
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
         Step::AwaitVm { id } => await_vm(*id),
@@ -70,13 +70,13 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             thread::sleep(Duration::from_millis(*ms));
             Ok(())
         }
-        Step::Abuse { seed, requests } => {
+        Step::FuzzDevice { seed, requests } => {
             channel.phase("asks the module's device for nonsense")?;
-            abuse(Path::new(DEVICE), *seed, *requests)
+            fuzz_device(Path::new(DEVICE), *seed, *requests)
         }
         Step::Refused { label, step } => match run_step(step, channel) {
             Ok(()) => Err(io::Error::other(format!("{label}: {step:?} succeeded, but must fail"))),
-            Err(error) => channel.tell(&Event::Refused { label: label.clone(), message: error.to_string() }),
+            Err(error) => channel.send(&Event::Refused { label: label.clone(), message: error.to_string() }),
         },
         Step::Repeat { times, steps } => (0..*times).try_for_each(|_| run_steps(steps, channel)),
     }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use super::vmm::{COMMAND_LINE, Vmm, failure, initrd_with_job, time_limit, wait_for};
-use crate::job::{Event, GUEST_KERNEL, GUEST_MARK, Guest, Job, Output};
+use crate::job::{Event, GUEST_KERNEL, GUEST_OUTPUT_PREFIX, Guest, Job, Output};
 
 /// What it has besides under our micro-VMM, which has little more than a keyboard controller to reset by.
 const IN_MICRO_VMM: &str = "reboot=k io_delay=none";
@@ -87,7 +87,7 @@ impl Vmm for Running {
         Ok(self.vmm.try_wait()?.is_some())
     }
 
-    fn finish(mut self: Box<Self>, outlasted: bool) -> io::Result<Event> {
+    fn finish(mut self: Box<Self>, still_running: bool) -> io::Result<Event> {
         // A guest that lingers may go.
         drop(self.vmm.stdin.take());
         let mut complaint = String::new();
@@ -100,11 +100,11 @@ impl Vmm for Running {
             return Err(failure(&self.name, status, &complaint, &console));
         }
         let reports = fs::read(&self.outcome).and_then(|text| Ok(serde_json::from_slice(&text)?))?;
-        let lines = console.lines().filter_map(|line| line.strip_prefix(GUEST_MARK));
+        let lines = console.lines().filter_map(|line| line.strip_prefix(GUEST_OUTPUT_PREFIX));
         let outputs =
             lines.map(|line| Ok(serde_json::from_str(line)?)).collect::<io::Result<Vec<Output>>>()?;
         let (name, pid) = (self.name.clone(), self.vmm.id());
-        Ok(Event::Guest { name, pid, outlasted, reports, outputs, marks: vec![] })
+        Ok(Event::Guest { name, pid, still_running, reports, outputs, phase_starts: vec![] })
     }
 }
 

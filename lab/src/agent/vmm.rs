@@ -11,9 +11,9 @@ use exitscope_host::region::{DEVICE, Region};
 use exitscope_model::Tick;
 
 use super::kernel;
-use super::wait::within;
+use super::wait::retry_for;
 use crate::job::{Event, GUEST_INITRD, JOB, Job};
-use crate::parts::debug_kernel::patience;
+use crate::parts::debug_kernel::timeout_factor;
 use crate::parts::image::Image;
 
 /// A guest that takes longer, in seconds, has hung.
@@ -28,8 +28,8 @@ const TAIL_LINES: usize = 12;
 pub trait Vmm {
     /// Whether it has ended.
     fn has_ended(&mut self) -> io::Result<bool>;
-    /// Waits for its end, and says how that was; `outlasted` is [`Event::Guest`]'s.
-    fn finish(self: Box<Self>, outlasted: bool) -> io::Result<Event>;
+    /// Waits for its end, and says how that was; `still_running` is [`Event::Guest`]'s.
+    fn finish(self: Box<Self>, still_running: bool) -> io::Result<Event>;
 }
 
 /// The timeline's clock: tells the time, and the exits until then if our module counts them.
@@ -58,12 +58,12 @@ impl Clock {
 
 /// How long a guest may take on this kernel, in seconds.
 pub fn time_limit() -> u32 {
-    TIME_LIMIT * patience(&kernel::release())
+    TIME_LIMIT * timeout_factor(&kernel::release())
 }
 
 /// Waits for what a guest is about to do, as long as it may take for all of it.
 pub fn wait_for<T>(attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    within(Duration::from_secs(time_limit().into()), Duration::from_millis(10), attempt)
+    retry_for(Duration::from_secs(time_limit().into()), Duration::from_millis(10), attempt)
 }
 
 /// The error of a guest that failed, with the end of its console.

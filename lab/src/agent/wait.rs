@@ -4,8 +4,8 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Tries again and again until it succeeds, for so long; gives back the last try's error.
-pub fn within<T>(limit: Duration, pause: Duration, attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+/// Calls `attempt` until it succeeds or `limit` is over, with pauses; then returns its last error.
+pub fn retry_for<T>(limit: Duration, pause: Duration, attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let begun = Instant::now();
     loop {
         match attempt() {

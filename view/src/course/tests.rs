@@ -49,7 +49,7 @@ fn register(address: u32, name: &str) -> CapsRegister {
     CapsRegister { address, name: name.into(), raw: 0x7F_0000_0016, controls }
 }
 
-fn reading(vendor: &str, layout: &str, rows: &[(u32, u32, [u32; 4], Told)]) -> LayoutReading {
+fn reading(vendor: &str, layout: &str, rows: &[(u32, u32, [u32; 4], Counts)]) -> LayoutReading {
     let rows = rows.iter().map(|&(leaf, subleaf, registers, exitscope)| Reading {
         leaf,
         subleaf,
@@ -59,11 +59,11 @@ fn reading(vendor: &str, layout: &str, rows: &[(u32, u32, [u32; 4], Told)]) -> L
     LayoutReading { machine: machine(vendor, "nested"), layout: layout.into(), rows: rows.collect() }
 }
 
-const fn told(exits: u64, cycles: u64) -> Told {
-    Told { exits: Some(exits), cycles: Some(cycles) }
+const fn told(exits: u64, cycles: u64) -> Counts {
+    Counts { exits: Some(exits), cycles: Some(cycles) }
 }
 
-const NOT_DEFINED: Told = Told { exits: None, cycles: None };
+const NOT_DEFINED: Counts = Counts { exits: None, cycles: None };
 
 fn readings() -> Vec<LayoutReading> {
     let undefined = [0, 0, 0, u32::MAX];
