@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use roxmltree::{Document as Xml, Node, ParsingOptions};
+use roxmltree::{Document as Xml, Node};
 
 use super::*;
 use exitscope_model::{Phase, Reason, SCHEMA as REPORT, Tick, total};
@@ -131,8 +131,10 @@ fn course() -> Course {
     }
 }
 
+/// The page's body as XML; its head has elements without an end.
 fn xml(page: &str) -> Xml<'_> {
-    Xml::parse_with_options(page, ParsingOptions { allow_dtd: true, ..ParsingOptions::default() }).unwrap()
+    let (_, body) = page.split_once("</head>").unwrap();
+    Xml::parse(body.strip_suffix("</html>").unwrap()).unwrap()
 }
 
 fn all<'a>(page: &'a Xml, tag: &'static str) -> impl Iterator<Item = Node<'a, 'a>> {
@@ -156,7 +158,7 @@ fn the_page_is_well_formed_and_fetches_nothing() {
         let page = html(&course);
         let tree = xml(&page);
         assert_eq!(all(&tree, "h2").count(), 8);
-        assert!(!page.contains("http") && !page.contains("url(") && all(&tree, "script").count() == 0);
+        assert!(["http", "url(", "<script"].iter().all(|text| !page.contains(text)));
         for link in all(&tree, "a") {
             let target = link.attribute("href").and_then(|href| href.strip_prefix('#'));
             assert!(tree.descendants().any(|node| node.attribute("id") == target));
