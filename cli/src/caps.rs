@@ -13,7 +13,7 @@ use exitscope_caps::diff::{self, Extent};
 use exitscope_caps::usage::Usage;
 use exitscope_view::caps::{self as view, Forms};
 
-use crate::{print, print_json};
+use crate::output::{print, print_json};
 use machine::{Machine, Reading};
 
 /// Options of `exitscope caps`.

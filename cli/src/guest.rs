@@ -7,7 +7,7 @@ use exitscope_guest::leaves::Leaves;
 use exitscope_model::{self as model, GuestView, Reason, Total};
 use exitscope_view::text::{grouped, reasons};
 
-use crate::{Usage, print, print_json};
+use crate::output::{Usage, print, print_json};
 
 /// Options of `exitscope guest`.
 #[derive(clap::Args)]

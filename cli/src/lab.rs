@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::{Lab, Paging, Setup};
@@ -19,7 +19,7 @@ use exitscope_model::Report;
 use exitscope_view::course::Course;
 use exitscope_view::text;
 
-use crate::{Usage, print, print_json};
+use crate::output::{Usage, print, print_json};
 
 /// Commands of `exitscope lab`.
 #[derive(clap::Subcommand)]
@@ -139,14 +139,19 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
         return print_json(&bench);
     }
     let mut table =
-        text::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "BESIDE", "INSTRUCTIONS/EXIT", "ADDED"])
+        text::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "NEIGHBOUR", "INSTRUCTIONS/EXIT", "ADDED"])
             .left(1)
             .left(4);
     for cost in &bench.bench {
         let numbers = [cost.instructions_per_exit, cost.added].map(|number| format!("{number:.2}"));
-        let beside = cost.beside.clone().unwrap_or_else(|| "-".into());
-        let words =
-            [cost.watch.clone(), cost.workload.clone(), cost.vcpus.to_string(), cost.vms.to_string(), beside];
+        let neighbour = cost.neighbour.clone().unwrap_or_else(|| "-".into());
+        let words = [
+            cost.watch.clone(),
+            cost.workload.clone(),
+            cost.vcpus.to_string(),
+            cost.vms.to_string(),
+            neighbour,
+        ];
         table.row(words.into_iter().chain(numbers));
     }
     print(&format!("Instructions per exit, counted by the emulator (Linux {})\n\n{table}", lab.release()))

@@ -6,15 +6,18 @@ mod caps;
 mod guest;
 mod lab;
 mod module;
+mod output;
 mod select;
 mod stat;
 mod vmm;
 mod workload;
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use output::Usage;
 
 /// See every VM exit of KVM: what it was, how often, what it cost.
 #[derive(Parser)]
@@ -43,7 +46,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    if exitscope_lab::agent::is_called_for() {
+    if exitscope_lab::agent::is_agent() {
         eprintln!("agent: cannot power off: {}", exitscope_lab::agent::main());
         return ExitCode::FAILURE;
     }
@@ -87,26 +90,4 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|io| io.kind() == ErrorKind::BrokenPipe)
-}
-
-/// The command line asks for something that does not exist; exit status 2.
-#[derive(Debug)]
-struct Usage(String);
-
-impl std::fmt::Display for Usage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Usage {}
-
-/// Writes to stdout, with errors instead of panics.
-fn print(text: &str) -> anyhow::Result<()> {
-    Ok(io::stdout().lock().write_all(text.as_bytes())?)
-}
-
-/// Writes one JSON document to stdout.
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }

@@ -13,7 +13,7 @@ use exitscope_model::{self as model, Vm};
 use exitscope_view::text::{self, Table, grouped};
 use serde::Serialize;
 
-use crate::{Usage, print, print_json};
+use crate::output::{Usage, print, print_json};
 
 /// The schema's name and version.
 const SCHEMA: &str = "exitscope-module/1";
@@ -158,7 +158,7 @@ impl Status {
         text.push('\n');
         text += &text::reasons(&self.reasons, self.total);
         if self.quality != model::Quality::default() {
-            text += &text::shortage(&self.quality);
+            text += &text::memory_shortage(&self.quality);
         }
         text
     }

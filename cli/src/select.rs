@@ -10,7 +10,7 @@ use exitscope_model::accounts::{Accounts, RETIRED};
 use exitscope_model::select::{Names, Selection, VmKey, codes};
 use exitscope_model::stat::{By, Key, Options};
 
-use crate::Usage;
+use crate::output::Usage;
 
 /// Rows that a person is shown where `--top` says nothing.
 const ROWS: usize = 20;

@@ -15,8 +15,9 @@ use exitscope_model::snapshot::{Moment, Snapshot};
 use exitscope_model::stat::Options;
 use exitscope_view::stat as view;
 
+use crate::output::{Usage, print, print_json};
+use crate::select;
 use crate::workload::{Running, Stop, Wake, wait};
-use crate::{Usage, print, print_json, select};
 
 /// Options of `exitscope stat`.
 #[derive(clap::Args)]

@@ -10,7 +10,7 @@ use exitscope_abi::reason::Isa;
 use exitscope_guest::workload::Workload;
 use exitscope_vmm::{Config, FlatWork, LINUX_CMDLINE, Payload};
 
-use crate::Usage;
+use crate::output::Usage;
 
 /// Options of `exitscope vmm`.
 #[derive(clap::Args)]

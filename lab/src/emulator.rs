@@ -24,12 +24,12 @@ use crate::frame::Decoder;
 use crate::parts::tool::{QEMU, SETPRIV};
 
 /// A line longer than this is a fault of the machine, not a result.
-const LONGEST_LINE: usize = 256 << 20;
+const MAX_LINE: usize = 256 << 20;
 /// How many lines of the console an error shows.
 const TAIL_LINES: usize = 15;
-/// An emulator that says and does nothing for so long has a CPU that is halted for good: its kernel's clock alone would
-/// make it work.
-const STILL: Duration = Duration::from_secs(10);
+/// An emulator that sends nothing and uses no CPU time for so long hangs: the timer interrupts of its kernel alone would
+/// cost some.
+const HANG_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often we look whether an emulator that closed its channel has ended.
 const END_POLL: Duration = Duration::from_millis(2);
 
@@ -311,7 +311,7 @@ impl Running {
                 let text = |_| self.channel_fault("bytes that are no UTF-8");
                 return String::from_utf8(line).map(Some).map_err(text);
             }
-            if self.pending.len() > LONGEST_LINE {
+            if self.pending.len() > MAX_LINE {
                 self.process.stop();
                 return Err(self.channel_fault("a line without an end"));
             }
@@ -359,13 +359,13 @@ impl Running {
     fn receive(&mut self) -> Result<bool, Error> {
         let mut buffer = [0; 1 << 16];
         let left = self.time_left()?;
-        let timeout = Timespec::try_from(left.min(STILL)).ok();
+        let timeout = Timespec::try_from(left.min(HANG_TIMEOUT)).ok();
         let used = self.process.time_used();
         let mut ready = [PollFd::new(&self.channel, PollFlags::IN)];
         let read = match rustix::event::poll(&mut ready, timeout.as_ref()) {
-            Ok(0) if left > STILL && used.is_some() && used == self.process.time_used() => {
+            Ok(0) if left > HANG_TIMEOUT && used.is_some() && used == self.process.time_used() => {
                 self.process.stop();
-                return Err(Error::StoodStill { phase: self.phase.clone(), console: self.console() });
+                return Err(Error::Hung { phase: self.phase.clone(), console: self.console() });
             }
             Ok(0) => return self.receive_more(),
             Ok(_) => rustix::io::read(&self.channel, &mut buffer).map_err(io::Error::from),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::parts::kernel::Series;
+use crate::parts::series::Series;
 
 /// An error of the lab. Its text is complete: it names the thing that failed and the next step.
 #[derive(Debug, thiserror::Error)]
@@ -209,8 +209,8 @@ pub enum Error {
     },
 
     /// The emulated machine's CPU does nothing any more, not even for its clock.
-    #[error("the emulated machine stands still since it {phase}{console}")]
-    StoodStill {
+    #[error("the emulated machine hangs since it {phase}{console}")]
+    Hung {
         /// What it was doing.
         phase: String,
         /// The end of its console.
@@ -296,8 +296,8 @@ pub enum Error {
     },
 
     /// A run's results lack something they must have.
-    #[error("the emulated machine told nothing of {what}: this is a fault of the lab")]
-    NotTold {
+    #[error("the emulated machine reported nothing of {what}: this is a fault of the lab")]
+    NotReported {
         /// What is missing.
         what: &'static str,
     },

@@ -8,7 +8,7 @@ const PIECE: usize = 76;
 /// What precedes a message in the log, behind the number of instructions.
 const SENDER: &[u8] = b"i[BIOS  ] ";
 /// Digits that the number of instructions has at least.
-const LEAST_DIGITS: usize = 11;
+const MIN_DIGITS: usize = 11;
 
 /// A line without its end, as messages.
 pub fn encode(line: &[u8]) -> Vec<u8> {
@@ -35,7 +35,7 @@ impl Decoder {
     /// Takes a line of the log; gives back a line that is complete by it.
     pub fn push(&mut self, logged: &[u8]) -> Option<Vec<u8>> {
         let digits = logged.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        if digits >= LEAST_DIGITS {
+        if digits >= MIN_DIGITS {
             let number = str::from_utf8(&logged[..digits]).ok().and_then(|digits| digits.parse().ok());
             self.instructions = number.unwrap_or(self.instructions);
         }

@@ -1,4 +1,4 @@
-//! What the emulated machine is told to do, and what it answers: the border between the lab and its agent.
+//! The protocol between the lab and its agent: the steps of a job, and the events that answer them.
 
 use exitscope_caps::Cpu;
 use exitscope_model::{Quality, Tick, Vm};
@@ -19,7 +19,7 @@ pub const GUEST_MODULES: &str = "/guest/modules";
 /// Where the emulated machine keeps our kernel module.
 pub const EXITSCOPE: &str = "/exitscope.ko";
 /// Where a Debian guest has our program.
-pub const IN_SYSTEM: &str = "/run/exitscope/exitscope";
+pub const PROGRAM_IN_DEBIAN: &str = "/run/exitscope/exitscope";
 /// A phase of a guest's boot under QEMU: from the first exit.
 pub const FIRMWARE: &str = "firmware";
 /// From the kernel's first instruction.
@@ -31,7 +31,7 @@ pub const USERSPACE: &str = "userspace";
 /// From the end of the guest's work.
 pub const SHUTDOWN: &str = "shutdown";
 /// What a guest's line of results begins with on its console.
-pub const GUEST_MARK: &str = "@exitscope ";
+pub const GUEST_OUTPUT_PREFIX: &str = "@exitscope ";
 
 /// A job, for either of the two roles of an agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,10 +97,10 @@ pub enum Step {
         /// What.
         text: String,
     },
-    /// Let the kernel itself count exits from now on, with a histogram trigger on the event `kvm_exit`.
-    Witness,
-    /// Tell what the witness has counted: [`Event::Witness`].
-    Testify {
+    /// Start the kernel's own histogram of the event `kvm_exit` by exit reason: an independent count.
+    StartHistogram,
+    /// Report that histogram: [`Event::Histogram`].
+    ReadHistogram {
         /// Names the answer.
         label: String,
     },
@@ -165,8 +165,8 @@ pub enum Step {
         /// How long, in ms.
         ms: u64,
     },
-    /// Ask our module's device for all kinds of things that make no sense, and write nonsense to its parameters.
-    Abuse {
+    /// Make random invalid requests of our module's device, and write random bytes to its parameters.
+    FuzzDevice {
         /// Which sequence of requests.
         seed: u64,
         /// How many.
@@ -238,26 +238,26 @@ pub enum Payload {
     },
 }
 
-/// What a guest under QEMU tells, a line of JSON each.
+/// What a guest under QEMU sends, a line of JSON each.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Word {
-    /// A phase of its boot begins.
-    Reached(String),
-    /// What a command gave.
-    Gave(Output),
+pub enum GuestMessage {
+    /// The phase of its boot that begins now.
+    Phase(String),
+    /// What a command wrote, and its status.
+    Output(Output),
 }
 
 /// The beginning of a phase of a guest's boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
+pub struct PhaseStart {
     /// The phase.
     pub phase: String,
     /// When, on the timeline's clock, and after how many exits of all VMs.
     pub at: Tick,
 }
 
-/// What the agent tells, a line of JSON each.
+/// What the agent sends, a line of JSON each.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -299,8 +299,8 @@ pub enum Event {
         cpus: Vec<Cpu>,
     },
     /// What the kernel's own histogram has counted: exits per reason.
-    Witness {
-        /// From [`Step::Testify`].
+    Histogram {
+        /// From [`Step::ReadHistogram`].
         label: String,
         /// Pairs of an exit reason and its exits, by reason.
         exits: Vec<(u64, u64)>,
@@ -317,13 +317,13 @@ pub enum Event {
         /// Its VMM's process.
         pid: u32,
         /// Whether it was still running when the steps of `meanwhile` were done.
-        outlasted: bool,
+        still_running: bool,
         /// What each vCPU of a flat guest reported.
         reports: Vec<Vec<u64>>,
         /// What each command of a Linux guest gave.
         outputs: Vec<Output>,
         /// When the phases of its boot began, after the first; for guests under QEMU.
-        marks: Vec<Mark>,
+        phase_starts: Vec<PhaseStart>,
     },
     /// What a program gave.
     Output {

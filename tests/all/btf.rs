@@ -7,7 +7,7 @@ use std::process::Command;
 use exitscope_core::btf::{Place, Types};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Insert, Step};
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{Lane, console, exits, flat, guests, insert, lab, machine_with, refused, remove};
 
@@ -143,18 +143,18 @@ fn a_kernel_that_does_not_say_where_things_are_is_refused() {
         refused("kvm bare", insert("")),
     ];
     let setup = Setup { name: "btf".into(), files, ..Setup::default() };
-    let told = machine_with(Vendor::Amd, setup, steps);
+    let transcript = machine_with(Vendor::Amd, setup, steps);
 
     for (label, hints) in [
         ("svm bare", ["no /sys/kernel/btf/kvm_amd", "struct vcpu_svm"]),
         ("svm moved", ["vcpu_svm.vmcb at byte", "build it for this kernel"]),
         ("kvm bare", ["no /sys/kernel/btf/kvm,", "struct kvm_vcpu"]),
     ] {
-        let why = told.refusal(label);
+        let why = transcript.refusal(label);
         assert!(hints.iter().all(|hint| why.contains(hint)), "{label}: {why}");
     }
-    assert!(told.snapshot("none").is_empty());
-    let cpuids = |guest| exits(&told.vm("right", guest).vcpus[0].reasons, 0x72);
+    assert!(transcript.snapshot("none").is_empty());
+    let cpuids = |guest| exits(&transcript.vm("right", guest).vcpus[0].reasons, 0x72);
     assert_eq!(cpuids("right") - cpuids("frame"), 1_000);
     let console = console(Vendor::Amd, "btf");
     assert_eq!(console.matches("exits of its guests are not counted").count(), 2);

@@ -6,7 +6,7 @@ use exitscope_caps::decode::{Document, decode};
 use exitscope_caps::dump;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_tests::{Told, command, guests, linux, machine_of};
+use exitscope_tests::{Transcript, command, guests, linux, machine_of};
 use serde_json::Value;
 
 /// A word of /proc/cpuinfo, and the fields that must all be there for it: name of the register and of the field.
@@ -118,7 +118,7 @@ fn check_flags(document: &Document, kernels: &[String], table: &[Flag]) -> usize
 }
 
 /// A boot in which the agent and the command read capabilities, after `first`.
-fn boot(vendor: Vendor, first: Option<Step>) -> Told {
+fn boot(vendor: Vendor, first: Option<Step>) -> Transcript {
     let steps = [
         Step::Capabilities,
         command("live", &["caps", "--json"]),
@@ -132,24 +132,24 @@ fn boot(vendor: Vendor, first: Option<Step>) -> Told {
 }
 
 /// The command in the machine says what is decoded here, and that KVM uses this feature first of all.
-fn check_command(told: &Told, here: &Document, feature: &str) {
-    let mut there: Value = serde_json::from_str(told.output("live")).unwrap();
+fn check_command(transcript: &Transcript, here: &Document, feature: &str) {
+    let mut there: Value = serde_json::from_str(transcript.output("live")).unwrap();
     let kvm = there.as_object_mut().and_then(|object| object.remove("kvm")).unwrap();
     assert_eq!(there, serde_json::to_value(here).unwrap());
     assert_eq!(kvm["uses"][0], feature, "{kvm}");
-    assert!(told.output("words").starts_with("kvm_"), "what KVM uses comes first");
-    assert_eq!(told.output("same"), "live and live tell the same\n");
+    assert!(transcript.output("words").starts_with("kvm_"), "what KVM uses comes first");
+    assert_eq!(transcript.output("same"), "live and live tell the same\n");
 }
 
 /// What KVM offers its guests that the CPU lacks.
-fn more_than_the_cpu(told: &Told) -> Vec<String> {
-    let kvm = dump::parse(told.output("kvm").as_bytes());
+fn more_than_the_cpu(transcript: &Transcript) -> Vec<String> {
+    let kvm = dump::parse(transcript.output("kvm").as_bytes());
     assert_eq!(kvm.errors, []);
-    let check = check(&kvm.cpus, told.capabilities().cpus);
+    let check = check(&kvm.cpus, transcript.capabilities().cpus);
     check.pairs.into_iter().flat_map(|pair| pair.findings).map(|finding| finding.field).collect()
 }
 
-/// What CPUID told, of a dump of one CPU.
+/// What CPUID says, of a dump of one CPU.
 fn leaves(dump: &str) -> Vec<(Address, Option<u64>)> {
     let cpus = dump::parse(dump.as_bytes()).cpus;
     assert_eq!(cpus.len(), 1, "{dump}");
@@ -159,32 +159,36 @@ fn leaves(dump: &str) -> Vec<(Address, Option<u64>)> {
 
 #[test]
 fn bochs_says_what_kvm_intels_kernel_says() {
-    let told = boot(Vendor::Intel, None);
-    let capabilities = told.capabilities();
+    let transcript = boot(Vendor::Intel, None);
+    let capabilities = transcript.capabilities();
     let document = decode(capabilities.cpus);
     let there = check_flags(&document, capabilities.vmx_flags, VMX_FLAGS);
     assert_eq!(there, capabilities.vmx_flags.len(), "words without a row: {:?}", capabilities.vmx_flags);
     assert!(there > 15, "{:?}", capabilities.vmx_flags);
     assert_eq!(check_flags(&document, capabilities.flags, VMX_FLAGS_OF_OLD), VMX_FLAGS_OF_OLD.len());
-    check_command(&told, &document, "EPT");
-    let without = told.end_of("without the driver");
+    check_command(&transcript, &document, "EPT");
+    let without = transcript.result_of("without the driver");
     assert_eq!((without.status, without.stdout.as_str()), (Some(1), ""));
     assert!(
         without.stderr.contains("/dev/cpu/0/msr does not exist: load the kernel's driver"),
         "{without:?}"
     );
-    assert_eq!(more_than_the_cpu(&told), ["VMX-preemption timer rate"], "KVM makes the timer of its own");
+    assert_eq!(
+        more_than_the_cpu(&transcript),
+        ["VMX-preemption timer rate"],
+        "KVM makes the timer of its own"
+    );
 }
 
 #[test]
 fn qemu_says_what_kvm_amds_kernel_says() {
-    let told = boot(Vendor::Amd, Some(guests(vec![linux("nested", &["/init caps --json"])])));
-    let capabilities = told.capabilities();
+    let transcript = boot(Vendor::Amd, Some(guests(vec![linux("nested", &["/init caps --json"])])));
+    let capabilities = transcript.capabilities();
     let document = decode(capabilities.cpus);
     assert!(check_flags(&document, capabilities.flags, SVM_FLAGS) >= 2, "{:?}", capabilities.flags);
-    check_command(&told, &document, "nested paging");
+    check_command(&transcript, &document, "nested paging");
 
-    let without = told.end_of("without the driver");
+    let without = transcript.result_of("without the driver");
     assert!(without.stderr.contains("sudo modprobe msr"), "{without:?}");
     let mut unread = capabilities.cpus.to_vec();
     unread[0].registers[0].1 = None;
@@ -195,14 +199,14 @@ fn qemu_says_what_kvm_amds_kernel_says() {
         "what needs no driver is read, VM_CR is unknown"
     );
 
-    let guests = &told.guest("nested").outputs[0];
+    let guests = &transcript.guest("nested").outputs[0];
     assert_eq!(
         leaves(&guests.stdout),
-        leaves(told.output("kvm")),
+        leaves(transcript.output("kvm")),
         "a guest sees what KVM offers: {guests:?}"
     );
     assert_eq!(
-        more_than_the_cpu(&told),
+        more_than_the_cpu(&transcript),
         ["VmcbClean", "FlushByAsid"],
         "KVM does these by itself for its guests"
     );

@@ -4,11 +4,11 @@ use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::runs::report::{GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::{Phase, Report};
-use exitscope_tests::{Told, exits, report, sums_are_totals};
+use exitscope_tests::{Transcript, exits, report, sums_are_totals};
 
 const CPUID: u32 = 0x72;
 
-fn booted(name: &str, guest: GuestKind) -> (Report, Told) {
+fn booted(name: &str, guest: GuestKind) -> (Report, Transcript) {
     let setup = Setup { name: name.into(), ..Setup::default() };
     let (layout, expose) = (Layout::Classic, Expose::Vm);
     report(&Options { setup, guest, vmm: Vmm::Qemu, vcpus: 1, layout, expose })
@@ -29,8 +29,8 @@ fn fits(report: &Report) {
     // Every reason was read after the total, and the host's last look came after both.
     let sum: u64 = read.reasons.iter().map(|reason| reason.exits).sum();
     assert!(sum >= read.total.exits && sum < report.total.exits, "{sum}");
-    let (told, counted) = (exits(&read.reasons, CPUID), exits(&report.reasons, CPUID));
-    assert!(told > 500 && told <= counted, "{told} of {counted}");
+    let (cpuids, counted) = (exits(&read.reasons, CPUID), exits(&report.reasons, CPUID));
+    assert!(cpuids > 500 && cpuids <= counted, "{cpuids} of {counted}");
 
     let (first, last) = (report.timeline.first().unwrap(), report.timeline.last().unwrap());
     assert_eq!((first.t_ms, first.exits, last.exits), (0, 0, report.total.exits));
@@ -43,7 +43,7 @@ fn fits(report: &Report) {
 
 #[test]
 fn debian_boots_and_reads_its_exits() {
-    let (report, told) = booted("debian", GuestKind::Debian);
+    let (report, transcript) = booted("debian", GuestKind::Debian);
     fits(&report);
     assert_eq!(names(&report.phases), ["firmware", "kernel", "initramfs", "userspace", "shutdown"]);
     assert!(report.total.exits > 20_000, "{:?}", report.total);
@@ -54,7 +54,7 @@ fn debian_boots_and_reads_its_exits() {
     assert!((until("userspace")..until("shutdown")).contains(&read), "{read}: {:?}", report.phases);
 
     // Debian's own tool reads the total too, a little later: EAX of exitscope's own leaf.
-    let [_, cpuid] = told.guest("guest-nested").outputs else { panic!("not two commands") };
+    let [_, cpuid] = transcript.guest("guest-nested").outputs else { panic!("not two commands") };
     let eax = cpuid.stdout.split("eax=0x").nth(1).and_then(|rest| rest.get(..8));
     let eax = u64::from_str_radix(eax.unwrap_or_default(), 16).unwrap_or_else(|_| panic!("{cpuid:?}"));
     assert!(eax > read && eax < report.total.exits, "{eax:#x}");

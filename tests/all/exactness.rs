@@ -4,7 +4,7 @@ use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_tests::{
-    Told, exits, exits_by_code, flat, guests, insert, machine, machine_of, remove, sums_are_totals,
+    Transcript, exits, exits_by_code, flat, guests, insert, machine, machine_of, remove, sums_are_totals,
 };
 
 const EXITS: u64 = 100_000;
@@ -18,19 +18,19 @@ fn named(workload: Workload, count: u64) -> String {
 
 #[test]
 fn every_kind_of_exit_is_counted_exactly_and_a_witness_agrees() {
-    let told = machine("exactness", steps(Vendor::Amd, EXITS));
-    check(&told, Vendor::Amd, EXITS);
+    let transcript = machine("exactness", steps(Vendor::Amd, EXITS));
+    check(&transcript, Vendor::Amd, EXITS);
 }
 
 #[test]
 fn every_kind_of_exit_is_counted_exactly_on_intel_and_a_witness_agrees() {
-    let told = machine_of(Vendor::Intel, "exactness", steps(Vendor::Intel, EXITS_IN_BOCHS));
-    check(&told, Vendor::Intel, EXITS_IN_BOCHS);
+    let transcript = machine_of(Vendor::Intel, "exactness", steps(Vendor::Intel, EXITS_IN_BOCHS));
+    check(&transcript, Vendor::Intel, EXITS_IN_BOCHS);
 }
 
 /// So many exits of every kind, by our module and by the witness.
 pub fn steps(vendor: Vendor, count: u64) -> Vec<Step> {
-    let mut steps = vec![Step::Witness, insert("")];
+    let mut steps = vec![Step::StartHistogram, insert("")];
     for workload in Workload::on(vendor.isa()) {
         // One after the other: the first shows what the frame of a workload costs, the second adds the exits.
         steps.extend(
@@ -38,16 +38,16 @@ pub fn steps(vendor: Vendor, count: u64) -> Vec<Step> {
         );
     }
     steps.push(Step::Snapshot { label: "exactness".into() });
-    steps.push(Step::Testify { label: "exactness".into() });
+    steps.push(Step::ReadHistogram { label: "exactness".into() });
     steps.push(remove());
     steps
 }
 
-/// What a machine must have told of [`steps`].
-pub fn check(told: &Told, vendor: Vendor, count: u64) {
+/// Checks what a machine answered to [`steps`].
+pub fn check(transcript: &Transcript, vendor: Vendor, count: u64) {
     for workload in Workload::on(vendor.isa()) {
         let [frame, full] = [0, count].map(|count| {
-            let vm = told.vm("exactness", &named(workload, count));
+            let vm = transcript.vm("exactness", &named(workload, count));
             assert_eq!(vm.vcpus.len(), 1);
             assert!(vm.finished);
             &vm.vcpus[0].reasons
@@ -56,10 +56,10 @@ pub fn check(told: &Told, vendor: Vendor, count: u64) {
             assert_eq!(exits(full, code) - exits(frame, code), count, "{}: {code:#x}", workload.name());
         }
     }
-    let vms = told.snapshot("exactness");
+    let vms = transcript.snapshot("exactness");
     assert_eq!(vms.len(), 2 * Workload::on(vendor.isa()).count());
     sums_are_totals(vms);
-    assert_eq!(exits_by_code(vms), told.witness("exactness"));
+    assert_eq!(exits_by_code(vms), transcript.kernel_histogram("exactness"));
 }
 
 #[test]
@@ -70,16 +70,16 @@ fn two_guests_at_once_have_each_exactly_their_own() {
         guests(vec![cpuid, rdmsr])
     };
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         insert(""),
         pair(0),
         pair(EXITS),
         Step::Snapshot { label: "end".into() },
-        Step::Testify { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
     ];
-    let told = machine("two-guests", steps);
+    let transcript = machine("two-guests", steps);
     for (workload, other) in [(Workload::Cpuid, Workload::Rdmsr), (Workload::Rdmsr, Workload::Cpuid)] {
-        let [frame, full] = [0, EXITS].map(|count| told.vm("end", &named(workload, count)));
+        let [frame, full] = [0, EXITS].map(|count| transcript.vm("end", &named(workload, count)));
         assert_eq!(full.vcpus.iter().map(|vcpu| vcpu.id).collect::<Vec<_>>(), [0, 1]);
         for (frame, full) in frame.vcpus.iter().zip(&full.vcpus) {
             let added = |workload: Workload| {
@@ -90,6 +90,6 @@ fn two_guests_at_once_have_each_exactly_their_own() {
             assert_eq!(added(other), 0, "{} on vCPU {} of the other guest", other.name(), full.id);
         }
     }
-    sums_are_totals(told.snapshot("end"));
-    assert_eq!(exits_by_code(told.snapshot("end")), told.witness("end"));
+    sums_are_totals(transcript.snapshot("end"));
+    assert_eq!(exits_by_code(transcript.snapshot("end")), transcript.kernel_histogram("end"));
 }

@@ -4,7 +4,7 @@ use exitscope_abi::region::FIELDS;
 use exitscope_lab::job::{Guest, Step};
 use exitscope_model::{self as model, Reason, Vm};
 use exitscope_tests::{
-    Told, command, exits, exits_by_code, flat, guests, insert, linux, machine, remove, sums_are_totals,
+    Transcript, command, exits, exits_by_code, flat, guests, insert, linux, machine, remove, sums_are_totals,
     while_running,
 };
 use serde::Deserialize;
@@ -26,8 +26,8 @@ pub struct Memory {
     pub used: u64,
 }
 
-pub fn status(told: &Told, label: &str) -> Status {
-    serde_json::from_str(told.output(label)).unwrap()
+pub fn status(transcript: &Transcript, label: &str) -> Status {
+    serde_json::from_str(transcript.output(label)).unwrap()
 }
 
 pub fn status_step(label: &str) -> Step {
@@ -69,32 +69,32 @@ fn a_policy_may_be_set_for_one_vm() {
         Step::Snapshot { label: "end".into() },
         remove(),
     ];
-    let told = machine("policy-of-one", steps);
+    let transcript = machine("policy-of-one", steps);
     for done in ["off", "host", "vm", "back"] {
-        told.output(done);
+        transcript.output(done);
     }
-    let during = status(&told, "during").vms;
+    let during = status(&transcript, "during").vms;
     let shown: Vec<_> = during.iter().map(|vm| (vm.id.as_str(), vm.expose.as_deref())).collect();
     assert_eq!(shown, [("1", None), ("2", Some("off"))]);
 
-    let quiet = &told.guest("quiet").outputs[0];
+    let quiet = &transcript.guest("quiet").outputs[0];
     assert_eq!(quiet.status, Some(1));
     assert!(quiet.stderr.contains("no exitscope answers"), "{quiet:?}");
     let view = |guest: &str| -> model::GuestView {
-        serde_json::from_str(&told.guest(guest).outputs[0].stdout).unwrap()
+        serde_json::from_str(&transcript.guest(guest).outputs[0].stdout).unwrap()
     };
     let [all, own] = ["all", "own"].map(view);
     assert_eq!((all.expose.as_str(), own.expose.as_str()), ("host", "vm"));
-    let before: u64 = ["first", "quiet"].map(|guest| told.vm("end", guest).total().exits).iter().sum();
+    let before: u64 = ["first", "quiet"].map(|guest| transcript.vm("end", guest).total().exits).iter().sum();
     assert!(all.total.exits > before, "{:?}", all.total);
-    assert!(own.total.exits <= told.vm("end", "own").total().exits);
+    assert!(own.total.exits <= transcript.vm("end", "own").total().exits);
 
     for (label, code, why) in [
         ("finished", 1, "no live VM has the number 1"),
         ("none", 1, "no live VM has the number 99"),
         ("wrong", 2, "want off, vm, host or default"),
     ] {
-        let end = told.end_of(label);
+        let end = transcript.result_of(label);
         assert_eq!(end.status, Some(code), "{end:?}");
         assert!(end.stderr.contains(why), "{end:?}");
     }
@@ -103,7 +103,7 @@ fn a_policy_may_be_set_for_one_vm() {
 #[test]
 fn a_reset_is_a_baseline_that_readers_subtract() {
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         insert(""),
         while_running(
             vec![lingering("before", "cpuid", 1_000, 1)],
@@ -121,58 +121,60 @@ fn a_reset_is_a_baseline_that_readers_subtract() {
         Step::Repeat { times: 260, steps: vec![guests(vec![flat("one", "cpuid", 10, 1)])] },
         since_reset_step("later"),
         Step::Snapshot { label: "end".into() },
-        Step::Testify { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
         remove(),
     ];
-    let told = machine("reset", steps);
-    told.output("reset");
+    let transcript = machine("reset", steps);
+    transcript.output("reset");
     // `before` lingers outside the guest: what has come since is not its own.
-    assert!(status(&told, "nothing").vms.iter().all(|vm| vm.total().exits == 0));
-    let since = status(&told, "since").vms;
+    assert!(status(&transcript, "nothing").vms.iter().all(|vm| vm.total().exits == 0));
+    let since = status(&transcript, "since").vms;
     sums_are_totals(&since);
     assert_eq!(since.iter().filter(|vm| vm.total().exits > 0).count(), 2);
     let [frame, after] = [1, 2].map(|index| exits(&reasons(&since[index]), RDMSR));
     assert_eq!(after - frame, 500);
-    let all = status(&told, "all").vms;
+    let all = status(&transcript, "all").vms;
     assert!(exits(&reasons(&all[0]), CPUID) >= 1_000);
     assert_eq!(all[1..], since[1..]);
 
-    let later = status(&told, "later").vms;
+    let later = status(&transcript, "later").vms;
     sums_are_totals(&later);
     let cpuids: u64 = later.iter().map(|vm| exits(&reasons(vm), CPUID)).sum();
     assert_eq!(cpuids, 260 * 10);
-    assert_eq!(exits_by_code(told.snapshot("end")), told.witness("end"));
+    assert_eq!(exits_by_code(transcript.snapshot("end")), transcript.kernel_histogram("end"));
 }
 
 #[test]
 fn nonsense_is_refused_and_disturbs_nobody() {
-    let abuse = |seed| Step::Abuse { seed, requests: 400 };
+    let fuzz = |seed| Step::FuzzDevice { seed, requests: 400 };
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         insert(""),
-        abuse(1),
+        fuzz(1),
         while_running(vec![flat("frame", "cpuid", 0, 2)], vec![]),
-        while_running(vec![flat("bystander", "cpuid", 200_000, 2)], vec![abuse(2), abuse(3)]),
+        while_running(vec![flat("bystander", "cpuid", 200_000, 2)], vec![fuzz(2), fuzz(3)]),
         Step::Snapshot { label: "end".into() },
-        Step::Testify { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
         remove(),
     ];
     // `machine` fails on any warning in the kernel's log.
-    let told = machine("nonsense", steps);
-    assert!(told.guest("bystander").outlasted);
-    for (frame, full) in told.vm("end", "frame").vcpus.iter().zip(&told.vm("end", "bystander").vcpus) {
+    let transcript = machine("nonsense", steps);
+    assert!(transcript.guest("bystander").still_running);
+    for (frame, full) in
+        transcript.vm("end", "frame").vcpus.iter().zip(&transcript.vm("end", "bystander").vcpus)
+    {
         assert_eq!(exits(&full.reasons, CPUID) - exits(&frame.reasons, CPUID), 200_000);
     }
-    assert_eq!(exits_by_code(told.snapshot("end")), told.witness("end"));
+    assert_eq!(exits_by_code(transcript.snapshot("end")), transcript.kernel_histogram("end"));
 }
 
 #[test]
 fn the_region_describes_itself() {
-    let told = machine(
+    let transcript = machine(
         "self-description",
         vec![insert(""), command("layout", &["module", "layout", "--json"]), remove()],
     );
-    let shown: serde_json::Value = serde_json::from_str(told.output("layout")).unwrap();
+    let shown: serde_json::Value = serde_json::from_str(transcript.output("layout")).unwrap();
     let expected: Vec<_> = FIELDS
         .iter()
         .map(|field| {
@@ -192,18 +194,18 @@ fn a_thousand_vcpus_are_counted_at_once() {
     let crowd =
         |count| (0..VMS).map(|vm| lingering(&format!("vm-{count}-{vm}"), "rdmsr", count, VCPUS)).collect();
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         insert(""),
         guests(vec![flat("frame", "rdmsr", 0, 1)]),
         while_running(crowd(20), vec![status_step("crowd")]),
         guests(vec![flat("large", "rdmsr", 20, 254)]),
         guests(vec![flat("last", "rdmsr", 20, 3)]),
         status_step("after"),
-        Step::Testify { label: "after".into() },
+        Step::ReadHistogram { label: "after".into() },
         remove(),
     ];
-    let told = machine("crowd", steps);
-    let crowd = status(&told, "crowd");
+    let transcript = machine("crowd", steps);
+    let crowd = status(&transcript, "crowd");
     assert_eq!(crowd.quality, model::Quality::default());
     let frame = exits(&reasons(&crowd.vms[0]), RDMSR);
     let live: Vec<&Vm> = crowd.vms.iter().filter(|vm| !vm.finished).collect();
@@ -216,31 +218,31 @@ fn a_thousand_vcpus_are_counted_at_once() {
     }
     // With the last one there are more than the 256 finished vCPUs that stay. The large one went into the sum of all
     // before it as a whole, though most of its vCPUs have not been added to it yet.
-    let after = status(&told, "after");
+    let after = status(&transcript, "after");
     let [retired, last] = after.vms.as_slice() else { panic!("{:?}", after.vms) };
     assert_eq!((retired.id.as_str(), retired.finished, last.vcpus.len()), ("retired", true, 3));
     assert!((200..=255).contains(&retired.vcpus.len()), "{}", retired.vcpus.len());
-    assert_eq!(exits_by_code(&after.vms), told.witness("after"));
+    assert_eq!(exits_by_code(&after.vms), transcript.kernel_histogram("after"));
 }
 
 #[test]
 fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         // Nine cells for VMs: one of one vCPU with some of a Linux guest's reasons, and then none.
         insert("pages=2"),
         guests(vec![linux("one", &["/init guest"])]),
         guests(vec![flat("two", "mmio", 1_000, 2)]),
         status_step("end"),
-        Step::Testify { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
         remove(),
     ];
-    let told = machine("short", steps);
-    let end = status(&told, "end");
+    let transcript = machine("short", steps);
+    let end = status(&transcript, "end");
     assert!(end.quality.overflowed && end.quality.unaccounted > 0, "{:?}", end.quality);
     sums_are_totals(&end.vms);
     let counted: u64 = end.vms.iter().map(|vm| vm.total().exits).sum();
-    let witnessed: u64 = told.witness("end").values().sum();
+    let witnessed: u64 = transcript.kernel_histogram("end").values().sum();
     assert_eq!(counted + end.quality.unaccounted, witnessed);
     let overflow: u64 = end
         .vms
@@ -256,14 +258,14 @@ fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
 fn finished_vms_make_room_for_new_ones() {
     // There is room for two or three VMs.
     let one = |number: u32| guests(vec![flat(&format!("vm-{number}"), "hypercall", 1_000, 1)]);
-    let mut steps = vec![Step::Witness, insert("pages=3")];
+    let mut steps = vec![Step::StartHistogram, insert("pages=3")];
     steps.extend((0..20).map(one));
-    steps.extend([status_step("end"), Step::Testify { label: "end".into() }, remove()]);
-    let told = machine("room", steps);
-    let end = status(&told, "end");
+    steps.extend([status_step("end"), Step::ReadHistogram { label: "end".into() }, remove()]);
+    let transcript = machine("room", steps);
+    let end = status(&transcript, "end");
     assert_eq!((end.quality.overflowed, end.quality.unaccounted), (false, 0));
     sums_are_totals(&end.vms);
-    assert_eq!(exits_by_code(&end.vms), told.witness("end"));
+    assert_eq!(exits_by_code(&end.vms), transcript.kernel_histogram("end"));
     let (newest, retired) = (end.vms.last().unwrap(), end.vms.first().unwrap());
     assert_eq!((newest.id.as_str(), retired.id.as_str()), ("20", "retired"));
     assert!(retired.total().exits >= 10 * 1_000);

@@ -1,9 +1,9 @@
-//! The other kernels than the usual one: exactness, witness, layouts and policy of each, in one boot per vendor.
+//! The other kernels than the default one: exactness, the kernel's own histogram, layouts and policy of each, in one boot per vendor.
 
 use std::process::Command;
 
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_tests::{Lane, machine_of, module};
 
 use crate::{exactness, leaves, policy};
@@ -33,10 +33,10 @@ fn all_of_it_works_on_7_2_on_intel() {
 
 fn all_of_it_works(vendor: Vendor, series: Series) {
     let steps = [exactness::steps(vendor, EXITS), leaves::steps(vendor), policy::steps(vendor)].concat();
-    let told = machine_of(Lane { vendor, series }, "all", steps);
-    exactness::check(&told, vendor, EXITS);
-    leaves::check(&told, vendor);
-    policy::check(&told, vendor);
+    let transcript = machine_of(Lane { vendor, series }, "all", steps);
+    exactness::check(&transcript, vendor, EXITS);
+    leaves::check(&transcript, vendor);
+    policy::check(&transcript, vendor);
 }
 
 /// What the kernel's own objtool leaves for it: each return to be patched, in C and in Rust, and how to unwind.

@@ -6,7 +6,7 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
 use exitscope_lab::runs::course;
 use exitscope_model::{GuestView, Reason, Vm};
-use exitscope_tests::{Told, guests, insert, linux, machine_of, remove};
+use exitscope_tests::{Transcript, guests, insert, linux, machine_of, remove};
 
 /// Exit codes to ask for.
 struct Codes {
@@ -59,8 +59,8 @@ fn registers(output: &Output) -> [u32; 4] {
 }
 
 impl<'a> Answers<'a> {
-    fn of(told: &'a Told, codes: &Codes, layout: Layout) -> Self {
-        let outputs = told.guest(layout.name()).outputs;
+    fn of(transcript: &'a Transcript, codes: &Codes, layout: Layout) -> Self {
+        let outputs = transcript.guest(layout.name()).outputs;
         assert_eq!(outputs.len(), codes.commands().len());
         let view = |index: usize| serde_json::from_str(&outputs[index].stdout).unwrap();
         Self {
@@ -71,7 +71,7 @@ impl<'a> Answers<'a> {
             undefined: [7, 8, 9, 10].map(|index| registers(&outputs[index])),
             never: registers(&outputs[11]),
             complaints: [&outputs[12], &outputs[13]],
-            counted: told.vm("layouts", layout.name()),
+            counted: transcript.vm("layouts", layout.name()),
             code: codes.cpuid,
         }
     }
@@ -109,11 +109,11 @@ pub fn steps(vendor: Vendor) -> Vec<Step> {
     steps
 }
 
-/// What a machine must have told of [`steps`].
-pub fn check(told: &Told, vendor: Vendor) {
+/// Checks what a machine answered to [`steps`].
+pub fn check(transcript: &Transcript, vendor: Vendor) {
     let (isa, codes) = (vendor.isa(), Codes::of(vendor));
     for &layout in Layout::ALL {
-        let answers = Answers::of(told, &codes, layout);
+        let answers = Answers::of(transcript, &codes, layout);
         check_own_leaves(&answers, isa, layout);
         check_course_leaves(&answers, layout);
         let [undefined, unknown] = answers.complaints;

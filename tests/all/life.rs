@@ -2,11 +2,11 @@
 
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::Vm;
 use exitscope_tests::{
-    exits, flat, guests, insert, linux, machine, machine_with, refused, remove, usual, while_running,
+    default_series, exits, flat, guests, insert, linux, machine, machine_with, refused, remove, while_running,
 };
 
 use crate::interface::{status, status_step};
@@ -22,10 +22,10 @@ fn cpuids(vm: &Vm) -> u64 {
 fn the_module_comes_and_goes_many_times_with_and_without_a_guest() {
     let cycles = |times| Step::Repeat { times, steps: vec![insert(""), remove()] };
     // Fewer, since to load it, which is to read all of the kernel's BTF, shares the one CPU with a guest.
-    let beside = if usual() == Series::Debug { 4 } else { 30 };
+    let with_a_guest = if default_series() == Series::Debug { 4 } else { 30 };
     let steps = vec![
         cycles(100),
-        while_running(vec![flat("bystander", "cpuid", 400_000, 2)], vec![cycles(beside)]),
+        while_running(vec![flat("bystander", "cpuid", 400_000, 2)], vec![cycles(with_a_guest)]),
         // It works after all that, for a guest that was there before it as well.
         while_running(vec![flat("early", "cpuid", 200_000, 1)], vec![insert("")]),
         guests(vec![flat("frame", "cpuid", 0, 1)]),
@@ -34,11 +34,14 @@ fn the_module_comes_and_goes_many_times_with_and_without_a_guest() {
         remove(),
     ];
     // `machine` fails on any warning or oops in the kernel's log.
-    let told = machine("life", steps);
+    let transcript = machine("life", steps);
     for guest in ["bystander", "early"] {
-        assert!(told.guest(guest).outlasted, "guest {guest} ended before the module had come and gone");
+        assert!(
+            transcript.guest(guest).still_running,
+            "guest {guest} ended before the module had come and gone"
+        );
     }
-    let [early, frame, late] = ["early", "frame", "late"].map(|guest| cpuids(told.vm("end", guest)));
+    let [early, frame, late] = ["early", "frame", "late"].map(|guest| cpuids(transcript.vm("end", guest)));
     assert!((1..200_000).contains(&early), "{early}");
     assert_eq!(late - frame, 1_000);
 }
@@ -48,23 +51,23 @@ fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
     // The module keeps 256 finished vCPUs apart, and the others in one sum; its memory grows no more.
     let one = || guests(vec![flat("one", "cpuid", 100, 1)]);
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         insert(""),
         Step::Repeat { times: 300, steps: vec![one()] },
         status_step("bounded"),
         Step::Repeat { times: 700, steps: vec![one()] },
         status_step("end"),
         Step::Snapshot { label: "end".into() },
-        Step::Testify { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
     ];
-    let told = machine("many", steps);
-    let vms = told.snapshot("end");
+    let transcript = machine("many", steps);
+    let vms = transcript.snapshot("end");
     assert_eq!(vms.len(), 257);
     assert!(vms.iter().all(|vm| vm.finished));
     let retired = vms.iter().find(|vm| vm.id == "retired").unwrap();
     assert_eq!(cpuids(retired), 744 * 100);
-    assert_eq!(exitscope_tests::exits_by_code(vms), told.witness("end"));
-    let used = |label: &str| status(&told, label).memory.used;
+    assert_eq!(exitscope_tests::exits_by_code(vms), transcript.kernel_histogram("end"));
+    let used = |label: &str| status(&transcript, label).memory.used;
     // But for a reason that one VM has shown and another one has not.
     let (bounded, end) = (used("bounded"), used("end"));
     assert!(end.abs_diff(bounded) < bounded / 4, "{bounded} bytes, then {end}");
@@ -74,28 +77,28 @@ fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
 fn thirty_two_vms_at_once_have_each_their_own() {
     let crowd = |count: u64| (0..32).map(|vm| flat(&format!("vm-{vm}-{count}"), "rdmsr", count, 1)).collect();
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         insert(""),
         guests(vec![flat("frame", "rdmsr", 0, 1)]),
         Step::Repeat { times: 3, steps: vec![guests(crowd(2_000))] },
         Step::Snapshot { label: "end".into() },
-        Step::Testify { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
         remove(),
     ];
-    let told = machine("at-once", steps);
-    let vms = told.snapshot("end");
+    let transcript = machine("at-once", steps);
+    let vms = transcript.snapshot("end");
     assert_eq!(vms.len(), 1 + 3 * 32);
     let rdmsrs = |vm: &Vm| exits(&vm.vcpus[0].reasons, RDMSR);
-    let frame = rdmsrs(told.vm("end", "frame"));
+    let frame = rdmsrs(transcript.vm("end", "frame"));
     assert!(vms[1..].iter().all(|vm| rdmsrs(vm) - frame == 2_000));
-    assert_eq!(exitscope_tests::exits_by_code(vms), told.witness("end"));
+    assert_eq!(exitscope_tests::exits_by_code(vms), transcript.kernel_histogram("end"));
 }
 
 #[test]
 fn a_vmm_that_is_stopped_for_a_while_loses_nothing() {
     let pause = |on| Step::Pause { guest: "stopped".into(), on };
     let steps = vec![
-        Step::Witness,
+        Step::StartHistogram,
         insert(""),
         guests(vec![flat("frame", "rdmsr", 0, 2)]),
         while_running(
@@ -103,19 +106,22 @@ fn a_vmm_that_is_stopped_for_a_while_loses_nothing() {
             vec![pause(true), Step::Sleep { ms: 500 }, pause(false)],
         ),
         Step::Snapshot { label: "end".into() },
-        Step::Testify { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
         remove(),
     ];
-    let told = machine("stopped", steps);
-    assert!(told.guest("stopped").outlasted);
-    let [frame, stopped] = ["frame", "stopped"].map(|guest| told.vm("end", guest));
+    let transcript = machine("stopped", steps);
+    assert!(transcript.guest("stopped").still_running);
+    let [frame, stopped] = ["frame", "stopped"].map(|guest| transcript.vm("end", guest));
     for (frame, stopped) in frame.vcpus.iter().zip(&stopped.vcpus) {
         assert_eq!(exits(&stopped.reasons, RDMSR) - exits(&frame.reasons, RDMSR), 200_000);
         // A signal sends a vCPU through user space.
         let user: u64 = stopped.reasons.iter().map(|reason| reason.user).sum();
         assert!(user > 0, "{stopped:?}");
     }
-    assert_eq!(exitscope_tests::exits_by_code(told.snapshot("end")), told.witness("end"));
+    assert_eq!(
+        exitscope_tests::exits_by_code(transcript.snapshot("end")),
+        transcript.kernel_histogram("end")
+    );
 }
 
 /// A guest that sleeps is halted, one that writes to its console is in the VMM's user space, one that runs a CPUID is in
@@ -130,8 +136,8 @@ fn time_is_kept_where_it_was_spent() {
     ];
     // Its clock counts instructions, so that the guest is idle at times however slowly it runs here.
     let setup = Setup { name: "whereabouts".into(), icount: true, ..Setup::default() };
-    let told = machine_with(Vendor::Amd, setup, steps);
-    let all: Vec<_> = told.vm("end", "sleeper").vcpus.iter().flat_map(|vcpu| &vcpu.reasons).collect();
+    let transcript = machine_with(Vendor::Amd, setup, steps);
+    let all: Vec<_> = transcript.vm("end", "sleeper").vcpus.iter().flat_map(|vcpu| &vcpu.reasons).collect();
     for reason in &all {
         assert_eq!(reason.kernel + reason.user + reason.halted, reason.cycles, "{reason:?}");
     }
@@ -154,7 +160,7 @@ fn wrong_parameters_are_refused() {
         remove(),
         refused("gone", remove()),
     ];
-    let told = machine("refusals", steps);
+    let transcript = machine("refusals", steps);
     for (label, why) in [
         ("expose", "Invalid argument"),
         ("layout", "Invalid argument"),
@@ -163,7 +169,7 @@ fn wrong_parameters_are_refused() {
         ("set layout", "Invalid argument"),
         ("gone", "No such file"),
     ] {
-        assert!(told.refusal(label).contains(why), "{label}: {}", told.refusal(label));
+        assert!(transcript.refusal(label).contains(why), "{label}: {}", transcript.refusal(label));
     }
 }
 
@@ -181,9 +187,13 @@ fn nobody_switches_our_probes_off() {
         insert(""),
         remove(),
     ];
-    let told = machine("probes", steps);
-    assert!(told.refusal("while it is loaded").contains("busy"), "{}", told.refusal("while it is loaded"));
-    let why = told.refusal("without ftrace");
+    let transcript = machine("probes", steps);
+    assert!(
+        transcript.refusal("while it is loaded").contains("busy"),
+        "{}",
+        transcript.refusal("while it is loaded")
+    );
+    let why = transcript.refusal("without ftrace");
     assert!(why.contains("sysctl kernel.ftrace_enabled=1"), "{why}");
 }
 
@@ -191,7 +201,7 @@ fn nobody_switches_our_probes_off() {
 fn a_kernel_without_the_hooks_is_refused_and_says_what_it_lacks() {
     let unload = |name: &str| Step::Remove { name: name.into() };
     let steps = vec![unload("kvm_amd"), unload("kvm"), refused("no kvm", insert(""))];
-    let told = machine("no-hooks", steps);
-    let why = told.refusal("no kvm");
+    let transcript = machine("no-hooks", steps);
+    let why = transcript.refusal("no kvm");
     assert!(why.contains("exitscope: Unknown symbol") && why.contains("kvm_exit"), "{why}");
 }

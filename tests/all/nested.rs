@@ -18,7 +18,7 @@ fn named(policy: &str, count: u64) -> String {
 /// the machine with it.
 #[test]
 fn exits_of_nested_guests_are_counted_and_their_hypervisor_gets_no_answer_to_their_questions() {
-    let mut steps = vec![Step::Witness, insert("")];
+    let mut steps = vec![Step::StartHistogram, insert("")];
     for policy in POLICIES {
         steps.push(Step::set("expose", policy));
         let workload = Workload::Nested.name();
@@ -27,10 +27,10 @@ fn exits_of_nested_guests_are_counted_and_their_hypervisor_gets_no_answer_to_the
         );
     }
     steps.push(Step::Snapshot { label: "nested".into() });
-    steps.push(Step::Testify { label: "nested".into() });
-    let told = machine("nested", steps);
+    steps.push(Step::ReadHistogram { label: "nested".into() });
+    let transcript = machine("nested", steps);
     for policy in POLICIES {
-        let [frame, full] = [0, EXITS].map(|count| &told.vm("nested", &named(policy, count)).vcpus);
+        let [frame, full] = [0, EXITS].map(|count| &transcript.vm("nested", &named(policy, count)).vcpus);
         assert_eq!((frame.len(), full.len()), (VCPUS as usize, VCPUS as usize));
         for (frame, full) in frame.iter().zip(full) {
             for &code in Workload::Nested.exit_codes(Vendor::Amd.isa()) {
@@ -39,6 +39,6 @@ fn exits_of_nested_guests_are_counted_and_their_hypervisor_gets_no_answer_to_the
             }
         }
     }
-    sums_are_totals(told.snapshot("nested"));
-    assert_eq!(exits_by_code(told.snapshot("nested")), told.witness("nested"));
+    sums_are_totals(transcript.snapshot("nested"));
+    assert_eq!(exits_by_code(transcript.snapshot("nested")), transcript.kernel_histogram("nested"));
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use exitscope_lab::parts::cache::Cache;
-use exitscope_lab::parts::kernel::{self, Series};
+use exitscope_lab::parts::kernel;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_tests::root;
 

@@ -1,10 +1,10 @@
 //! The course's last experiment: what the same boot costs with nested and with shadow paging, on both vendors.
 
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_model::Report;
 use exitscope_model::compare::{Change, Comparison};
-use exitscope_tests::{both_pagings, exits, sums_are_totals, usual};
+use exitscope_tests::{both_pagings, default_series, exits, sums_are_totals};
 
 /// Runs both, and checks what holds for either vendor.
 fn compared(vendor: Vendor) -> ([Report; 2], Comparison) {
@@ -49,9 +49,9 @@ fn shadow_paging_on_intel_trades_ept_violations_for_page_faults_and_cr3_writes()
     rise(&reports, &[0, 14, 28]);
     vanish(&comparison, &[48, 49]);
     // The debug kernel has no huge pages, which makes nested paging dearer.
-    multiply(&reports, 1, if usual() == Series::Debug { 2 } else { 5 });
+    multiply(&reports, 1, if default_series() == Series::Debug { 2 } else { 5 });
     // What keeps this lane fast: no BIOS, no disk, nothing decompressed.
-    let most = if usual() == Series::Debug { 8_000_000_000 } else { 4_000_000_000 };
+    let most = if default_series() == Series::Debug { 8_000_000_000 } else { 4_000_000_000 };
     let instructions = reports[0].machine.instructions_to_module.unwrap();
     assert!(instructions < most, "{instructions} instructions until the module was loaded");
     // Emulated time makes sense: the timer's interrupts are few among the guest's exits.

@@ -1,10 +1,10 @@
-//! Who is told what: `vm` only one's own, `host` everyone's, `off` nothing at all.
+//! Whose exits a guest may read: `vm` only one's own, `host` everyone's, `off` nothing at all.
 
 use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
 use exitscope_model::GuestView;
-use exitscope_tests::{Told, exits, flat, guests, insert, linux, machine_of, remove, while_running};
+use exitscope_tests::{Transcript, exits, flat, guests, insert, linux, machine_of, remove, while_running};
 
 /// Hypercalls that the other guest makes on each of its two vCPUs; a Linux guest of one vCPU makes next to none.
 fn others(vendor: Vendor) -> u64 {
@@ -33,7 +33,7 @@ fn all_leaves(vendor: Vendor) -> Vec<String> {
 }
 
 /// Starts another guest first, so that its exits are there when the Linux guest reads.
-fn beside(vendor: Vendor, name: &str) -> Step {
+fn with_other_guest(vendor: Vendor, name: &str) -> Step {
     let other = flat(&format!("other-{name}"), "hypercall", others(vendor), 2);
     while_running(vec![other], vec![guests(vec![linux(name, &["/init guest --json"])])])
 }
@@ -59,9 +59,9 @@ pub fn steps(vendor: Vendor) -> Vec<Step> {
     vec![
         guests(vec![linux("without", &leaves)]),
         insert(""),
-        beside(vendor, "vm"),
+        with_other_guest(vendor, "vm"),
         Step::set("expose", "host"),
-        beside(vendor, "host"),
+        with_other_guest(vendor, "host"),
         Step::set("expose", "off"),
         guests(vec![linux("off", &leaves)]),
         Step::Snapshot { label: "policy".into() },
@@ -69,21 +69,21 @@ pub fn steps(vendor: Vendor) -> Vec<Step> {
     ]
 }
 
-/// What a machine must have told of [`steps`].
-pub fn check(told: &Told, vendor: Vendor) {
+/// Checks what a machine answered to [`steps`].
+pub fn check(transcript: &Transcript, vendor: Vendor) {
     let (others, hypercall) = (others(vendor), Workload::Hypercall.exit_codes(vendor.isa())[0]);
-    let own = view(told.guest("vm").outputs);
+    let own = view(transcript.guest("vm").outputs);
     assert_eq!(own.expose, "vm");
-    let counted = told.vm("policy", "vm").total();
+    let counted = transcript.vm("policy", "vm").total();
     assert!(own.total.exits <= counted.exits, "{:?}", own.total);
     assert!(exits(&own.reasons, hypercall) < 1_000, "guest A sees guest B's exits");
 
-    let everyones = view(told.guest("host").outputs);
+    let everyones = view(transcript.guest("host").outputs);
     assert_eq!(everyones.expose, "host");
     // At least those of the first neighbour, which had ended by then.
     assert!(exits(&everyones.reasons, hypercall) >= 2 * others, "{:?}", everyones.reasons);
 
-    let [without, off] = ["without", "off"].map(|name| told.guest(name).outputs);
+    let [without, off] = ["without", "off"].map(|name| transcript.guest(name).outputs);
     assert_eq!(without.len(), all_leaves(vendor).len());
     for (without, off) in without.iter().zip(off) {
         assert_eq!(without, off, "the leaves differ from those of a kernel without the module");

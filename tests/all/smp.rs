@@ -6,7 +6,8 @@ use exitscope_lab::job::Step;
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::Vcpu;
 use exitscope_tests::{
-    Told, exits, exits_by_code, flat, guests, insert, machine_with, remove, sums_are_totals, while_running,
+    Transcript, exits, exits_by_code, flat, guests, insert, machine_with, remove, sums_are_totals,
+    while_running,
 };
 
 /// VMX exit reasons.
@@ -31,12 +32,12 @@ fn cpus_go_and_come_and_differ_and_vcpus_move_between_them_on_intel() {
     let skew = Step::WriteMsr { cpu: 1, address: IA32_TSC_ADJUST, value: SKEW };
     let moves = |guest: &str, times| Step::Migrate { guest: guest.into(), times };
     let tell = |label: &str| {
-        [Step::Snapshot { label: label.into() }, Step::Testify { label: label.into() }].into_iter()
+        [Step::Snapshot { label: label.into() }, Step::ReadHistogram { label: label.into() }].into_iter()
     };
-    let mut steps = vec![Step::Capabilities, Step::Witness];
+    let mut steps = vec![Step::Capabilities, Step::StartHistogram];
     // Loaded and unloaded with a CPU off.
     steps.extend([online(false), insert(""), guests(vec![flat("crowded", "rdmsr", 1_000, 2)])]);
-    steps.extend(tell("one CPU").chain([remove(), Step::Witness]));
+    steps.extend(tell("one CPU").chain([remove(), Step::StartHistogram]));
     // Loaded with a CPU off that comes then, and unloaded with a CPU off that was there.
     steps.extend([insert(""), online(true)]);
     let blink = Step::Repeat { times: 5, steps: vec![online(false), pause(), online(true), pause()] };
@@ -54,24 +55,24 @@ fn cpus_go_and_come_and_differ_and_vcpus_move_between_them_on_intel() {
     steps.extend(tell("two CPUs").chain([online(false), remove()]));
 
     let setup = Setup { name: "smp".into(), cpus: 2, ..Setup::default() };
-    let told = machine_with(Vendor::Intel, setup, steps);
-    assert_eq!(told.capabilities().cpus.len(), 2);
+    let transcript = machine_with(Vendor::Intel, setup, steps);
+    assert_eq!(transcript.capabilities().cpus.len(), 2);
     for label in ["one CPU", "two CPUs"] {
-        sums_are_totals(told.snapshot(label));
-        assert_eq!(exits_by_code(told.snapshot(label)), told.witness(label), "{label}");
+        sums_are_totals(transcript.snapshot(label));
+        assert_eq!(exits_by_code(transcript.snapshot(label)), transcript.kernel_histogram(label), "{label}");
     }
-    check_counts(&told, "one CPU", "crowded", RDMSR, 1_000, 2);
+    check_counts(&transcript, "one CPU", "crowded", RDMSR, 1_000, 2);
     for (guest, code, vcpus) in [("chased", RDMSR, 2), ("moved", CPUID, 2), ("skewed", RDMSR, 1)] {
-        assert!(told.guest(guest).outlasted, "guest {guest} ended too early");
-        check_counts(&told, "two CPUs", guest, code, EXITS, vcpus);
+        assert!(transcript.guest(guest).still_running, "guest {guest} ended too early");
+        check_counts(&transcript, "two CPUs", guest, code, EXITS, vcpus);
     }
     for guest in ["chased", "moved"] {
-        for vcpu in &told.vm("two CPUs", guest).vcpus {
+        for vcpu in &transcript.vm("two CPUs", guest).vcpus {
             assert_eq!((vcpu.backwards, untimed(vcpu)), (0, 1), "{guest}: {vcpu:?}");
             assert!(longest(vcpu) < SKEW, "{guest}: {vcpu:?}");
         }
     }
-    for vcpu in &told.vm("two CPUs", "skewed").vcpus {
+    for vcpu in &transcript.vm("two CPUs", "skewed").vcpus {
         // Of the moves there and of those back, some came between an exit and its entry.
         assert!(vcpu.backwards > 0, "{vcpu:?}");
         // The difference of the clocks, and the wait for a CPU that the scheduler makes of it.
@@ -81,8 +82,8 @@ fn cpus_go_and_come_and_differ_and_vcpus_move_between_them_on_intel() {
 }
 
 /// Checks what each vCPU has counted of the exits that it was to cause.
-fn check_counts(told: &Told, label: &str, guest: &str, code: u32, expected: u64, vcpus: usize) {
-    let vm = told.vm(label, guest);
+fn check_counts(transcript: &Transcript, label: &str, guest: &str, code: u32, expected: u64, vcpus: usize) {
+    let vm = transcript.vm(label, guest);
     assert_eq!(vm.vcpus.len(), vcpus, "{guest}");
     for vcpu in &vm.vcpus {
         assert_eq!(exits(&vcpu.reasons, code), expected, "vCPU {} of {guest}", vcpu.id);

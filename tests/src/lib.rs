@@ -1,4 +1,4 @@
-//! The framework of the tests of the whole: a test says which steps an emulated machine shall do, and asks what it told.
+//! The framework of the tests of the whole: a test says which steps an emulated machine shall do, and looks at what it answered.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use exitscope_caps::Cpu;
 use exitscope_lab::Error;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step};
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::bench::{self, Bench};
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
@@ -42,7 +42,7 @@ pub fn program() -> PathBuf {
 ///
 /// # Panics
 /// When there is no such kernel.
-pub fn usual() -> Series {
+pub fn default_series() -> Series {
     let name = std::env::var("EXITSCOPE_TEST_KERNEL").ok();
     name.map_or(Series::default(), |name| name.parse().unwrap_or_else(|error| panic!("{error}")))
 }
@@ -58,7 +58,7 @@ pub struct Lane {
 
 impl From<Vendor> for Lane {
     fn from(vendor: Vendor) -> Self {
-        Self { vendor, series: usual() }
+        Self { vendor, series: default_series() }
     }
 }
 
@@ -82,7 +82,7 @@ pub fn lab(lane: impl Into<Lane>) -> &'static Lab {
         static MAKING: Mutex<()> = Mutex::new(());
         let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("{} {series}", vendor.name());
-        shown(&name, |progress| Lab::prepare(vendor, series, &program(), &logs(), progress))
+        with_progress(&name, |progress| Lab::prepare(vendor, series, &program(), &logs(), progress))
     })
 }
 
@@ -102,7 +102,7 @@ pub fn console(lane: impl Into<Lane>, test: &str) -> String {
 }
 
 /// Runs an AMD machine that does these steps; see [`machine_of`].
-pub fn machine(name: &str, steps: Vec<Step>) -> Told {
+pub fn machine(name: &str, steps: Vec<Step>) -> Transcript {
     machine_of(Vendor::Amd, name, steps)
 }
 
@@ -110,7 +110,7 @@ pub fn machine(name: &str, steps: Vec<Step>) -> Told {
 ///
 /// # Panics
 /// When a step fails or the machine's kernel complains: that fails the test.
-pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Told {
+pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Transcript {
     machine_with(lane, Setup { name: name.into(), ..Setup::default() }, steps)
 }
 
@@ -118,10 +118,10 @@ pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Told {
 ///
 /// # Panics
 /// As [`machine_of`].
-pub fn machine_with(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Told {
+pub fn machine_with(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Transcript {
     let lane = lane.into();
     let setup = Setup { name: lane.named(&setup.name), ..setup };
-    Told(shown(&setup.name, |progress| lab(lane).run(&setup, steps, progress)))
+    Transcript(with_progress(&setup.name, |progress| lab(lane).run(&setup, steps, progress)))
 }
 
 /// Runs a Linux guest with nested and with shadow paging.
@@ -138,16 +138,17 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
         layout: Layout::Classic,
         expose: Expose::Vm,
     };
-    shown(&name, |progress| report::run_both(lab(vendor), &options, progress))
+    with_progress(&name, |progress| report::run_both(lab(vendor), &options, progress))
 }
 
-/// Runs the main job as `exitscope lab run` does: its report, and all that the machine told.
+/// Runs the main job as `exitscope lab run` does: its report, and all that the machine answered.
 ///
 /// # Panics
 /// When the machine fails.
-pub fn report(options: &Options) -> (Report, Told) {
-    shown(&options.setup.name, |progress| {
-        report::run_told(lab(Vendor::Amd), options, progress).map(|(report, events)| (report, Told(events)))
+pub fn report(options: &Options) -> (Report, Transcript) {
+    with_progress(&options.setup.name, |progress| {
+        report::run_with_events(lab(Vendor::Amd), options, progress)
+            .map(|(report, events)| (report, Transcript(events)))
     })
 }
 
@@ -161,7 +162,7 @@ pub fn findings(name: &str, steps: Vec<Step>) -> Vec<String> {
     let lab = lab(Lane { vendor: Vendor::Amd, series: Series::Debug });
     let files = vec![("/fault.ko".into(), FAULT.get_or_init(|| build_fault(lab)).clone())];
     let setup = Setup { name: format!("debug-{name}"), files, ..Setup::default() };
-    shown(&setup.name, |progress| match lab.run(&setup, steps, progress) {
+    with_progress(&setup.name, |progress| match lab.run(&setup, steps, progress) {
         Err(Error::Alarms { lines, .. }) => Ok(lines),
         Err(error) => Err(error),
         Ok(_) => panic!("the kernel's checkers found nothing"),
@@ -183,12 +184,12 @@ fn build_fault(lab: &Lab) -> PathBuf {
 }
 
 /// Shows what takes time, when it is over: other tests have their machines meanwhile.
-fn shown<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
+fn with_progress<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
     let mut progress = Progress::collected();
     progress.note(&format!("{name}:"));
-    let told = run(&mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let done = run(&mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
     progress.done();
-    told
+    done
 }
 
 /// The kernel module as built for a lane's kernel.
@@ -201,18 +202,18 @@ pub fn module(lane: impl Into<Lane>) -> PathBuf {
 /// # Panics
 /// When the machine fails.
 pub fn bench(vendor: Vendor) -> Bench {
-    shown(&format!("{}-bench", vendor.name()), |progress| bench::run(lab(vendor), progress))
+    with_progress(&format!("{}-bench", vendor.name()), |progress| bench::run(lab(vendor), progress))
 }
 
-/// What a machine told.
-pub struct Told(Vec<Event>);
+/// All that a machine answered, in order.
+pub struct Transcript(Vec<Event>);
 
 /// A guest's end.
-pub struct Ended<'a> {
+pub struct GuestEnd<'a> {
     /// Its VMM's process.
     pub pid: u32,
     /// Whether it was still running after the steps of `meanwhile`.
-    pub outlasted: bool,
+    pub still_running: bool,
     /// What its commands gave.
     pub outputs: &'a [Output],
 }
@@ -227,12 +228,12 @@ pub struct Capabilities<'a> {
     pub cpus: &'a [Cpu],
 }
 
-impl Told {
+impl Transcript {
     fn find<'a, T>(&'a self, what: &str, name: &str, pick: impl Fn(&'a Event) -> Option<T>) -> T {
         self.0
             .iter()
             .find_map(pick)
-            .unwrap_or_else(|| panic!("the machine told nothing of the {what} {name}"))
+            .unwrap_or_else(|| panic!("the machine answered nothing about the {what} {name}"))
     }
 
     /// The VMs of a snapshot.
@@ -247,10 +248,10 @@ impl Told {
     }
 
     /// How a guest ended.
-    pub fn guest(&self, wanted: &str) -> Ended<'_> {
+    pub fn guest(&self, wanted: &str) -> GuestEnd<'_> {
         self.find("guest", wanted, |event| match event {
-            Event::Guest { name, pid, outlasted, outputs, .. } if name == wanted => {
-                Some(Ended { pid: *pid, outlasted: *outlasted, outputs })
+            Event::Guest { name, pid, still_running, outputs, .. } if name == wanted => {
+                Some(GuestEnd { pid: *pid, still_running: *still_running, outputs })
             }
             _ => None,
         })
@@ -266,15 +267,15 @@ impl Told {
     }
 
     /// What the kernel's own histogram counted.
-    pub fn witness(&self, name: &str) -> BTreeMap<u64, u64> {
+    pub fn kernel_histogram(&self, name: &str) -> BTreeMap<u64, u64> {
         self.find("witness", name, |event| match event {
-            Event::Witness { label, exits } if label == name => Some(exits.iter().copied().collect()),
+            Event::Histogram { label, exits } if label == name => Some(exits.iter().copied().collect()),
             _ => None,
         })
     }
 
     /// What a program gave, however it ended.
-    pub fn end_of(&self, name: &str) -> &Output {
+    pub fn result_of(&self, name: &str) -> &Output {
         self.find("program", name, |event| match event {
             Event::Output { label, output } if label == name => Some(output),
             _ => None,
@@ -283,7 +284,7 @@ impl Told {
 
     /// What a program wrote, which must have ended with status 0.
     pub fn output(&self, name: &str) -> &str {
-        let output = self.end_of(name);
+        let output = self.result_of(name);
         assert_eq!(output.status, Some(0), "{output:?}");
         &output.stdout
     }

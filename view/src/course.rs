@@ -111,13 +111,13 @@ pub struct Reading {
     /// EAX, EBX, ECX, EDX as Debian's `cpuid` printed them.
     pub registers: [u32; 4],
     /// What `exitscope guest` said, asked after `cpuid`.
-    pub exitscope: Told,
+    pub exitscope: Counts,
 }
 
 /// Figures that a guest was told; neither for a reason that the manual does not define. Those that the leaf does not
 /// hold may be given all the same: they are not shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct Counts {
     /// Exits.
     pub exits: Option<u64>,
     /// Cycles from exit to next entry.
@@ -144,26 +144,26 @@ impl LayoutReading {
 
 impl Reading {
     /// What the registers say, read as the answer to `question`.
-    fn decode(&self, question: Question) -> Told {
+    fn decode(&self, question: Question) -> Counts {
         let [eax, ebx, ecx, edx] = self.registers;
         let Some(figures) = question.decode(Registers { eax, ebx, ecx, edx }) else {
-            return Told::default();
+            return Counts::default();
         };
         use Question::{CourseBoth, CourseCycles, CourseExits, CourseReasonCycles, CourseReasonExits};
         let exits = matches!(question, CourseExits | CourseReasonExits(_) | CourseBoth);
         let cycles = matches!(question, CourseCycles | CourseReasonCycles(_) | CourseBoth);
-        Told { exits: exits.then_some(figures.exits), cycles: cycles.then_some(figures.cycles) }
+        Counts { exits: exits.then_some(figures.exits), cycles: cycles.then_some(figures.cycles) }
     }
 }
 
-impl Told {
+impl Counts {
     /// Whether it says that the reason is not defined.
     fn is_undefined(self) -> bool {
         self.exits.is_none() && self.cycles.is_none()
     }
 
     /// Those of the figures that `other` has too.
-    fn as_in(self, other: Self) -> Self {
+    fn only_those_of(self, other: Self) -> Self {
         Self {
             exits: self.exits.filter(|_| other.exits.is_some()),
             cycles: self.cycles.filter(|_| other.cycles.is_some()),

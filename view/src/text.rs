@@ -159,14 +159,14 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
         writeln!(out, "The module was loaded {} emulated instructions after reset.", grouped(instructions))?;
     }
     writeln!(out, "\n{} exits, {} cycles", grouped(report.total.exits), grouped(report.total.cycles))?;
-    writeln!(out, "{}\n", whereabouts(report))?;
+    writeln!(out, "{}\n", time_split(report))?;
     write!(out, "{}", reasons(&report.reasons, report.total))?;
     if let Some(guest) = &report.guest {
         writeln!(
             out,
             "\nWhat the guest read through CPUID, beside what the host counted until the guest ended:\n"
         )?;
-        write!(out, "{}", beside(guest, report))?;
+        write!(out, "{}", guest_and_host(guest, report))?;
     } else if report.expose == "off" {
         writeln!(out, "\nThe guest was told nothing (expose off).")?;
     }
@@ -178,19 +178,19 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
         write!(out, "\n{}", phases(&report.phases))?;
     }
     if report.quality != Quality::default() {
-        write!(out, "\n{}", shortage(&report.quality))?;
+        write!(out, "\n{}", memory_shortage(&report.quality))?;
     }
     Ok(())
 }
 
 /// What a shortage of memory did.
-pub fn shortage(quality: &Quality) -> String {
+pub fn memory_shortage(quality: &Quality) -> String {
     let unaccounted = grouped(quality.unaccounted);
     format!("Memory was short: some exits lack their reason (OVERFLOW), {unaccounted} are in no account.\n")
 }
 
 /// Where the cycles of all exits went.
-fn whereabouts(report: &Report) -> String {
+fn time_split(report: &Report) -> String {
     let part = |of: fn(&Reason) -> u64| share(report.reasons.iter().map(of).sum(), report.total.cycles);
     format!(
         "of them {} in the kernel, {} in the VMM's user space, {} halted",
@@ -200,7 +200,7 @@ fn whereabouts(report: &Report) -> String {
     )
 }
 
-fn beside(guest: &GuestView, report: &Report) -> String {
+fn guest_and_host(guest: &GuestView, report: &Report) -> String {
     let mut table = Table::new(&["EXIT", "GUEST READ", "HOST COUNTED", "SINCE THEN"]);
     let mut row = |name: &str, read: u64, counted: u64| {
         let since = counted.checked_sub(read).map_or_else(|| format!("-{}", read - counted), grouped);

@@ -95,7 +95,7 @@ fn fadt(dsdt: u64) -> FADTBuilder {
 fn madt(vcpus: u32) -> MADT {
     let address = LocalInterruptController::Address(layout::LOCAL_APIC);
     let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, address);
-    // Ids fit a byte: layout::MOST_VCPUS keeps them below the broadcast address.
+    // Ids fit a byte: layout::MAX_VCPUS keeps them below the broadcast address.
     for id in 0..vcpus as u8 {
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_largest_machine_fits() {
-        let bytes = tables(BASE, layout::MOST_VCPUS);
+        let bytes = tables(BASE, layout::MAX_VCPUS);
         assert!((bytes.len() as u64) < layout::ACPI_ROOM, "{} bytes", bytes.len());
     }
 }

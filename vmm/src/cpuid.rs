@@ -17,7 +17,7 @@ const LEVEL_CORE: u32 = 2;
 
 /// Where a vCPU stands among the others.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Topology {
     /// Its index and APIC id.
     pub id: u32,
     /// How many vCPUs there are.
@@ -27,7 +27,7 @@ pub struct Place {
 }
 
 /// The CPUID table of one vCPU, from what KVM supports.
-pub fn table(supported: &[kvm_cpuid_entry2], place: Place) -> Vec<kvm_cpuid_entry2> {
+pub fn table(supported: &[kvm_cpuid_entry2], place: Topology) -> Vec<kvm_cpuid_entry2> {
     let mut table = supported.to_vec();
     let amd = is_amd(supported);
     for entry in &mut table {
@@ -43,7 +43,7 @@ pub fn table(supported: &[kvm_cpuid_entry2], place: Place) -> Vec<kvm_cpuid_entr
 }
 
 /// Puts id and topology into one entry.
-fn adapt(entry: &mut kvm_cpuid_entry2, place: Place, amd: bool) {
+fn adapt(entry: &mut kvm_cpuid_entry2, place: Topology, amd: bool) {
     let last = place.vcpus - 1;
     match entry.function {
         1 => {
@@ -84,7 +84,7 @@ fn adapt_cache(entry: &mut kvm_cpuid_entry2, last: u32) {
 }
 
 /// The sub-leaves of an extended topology leaf: thread, core, end.
-fn levels(leaf: u32, place: Place) -> [kvm_cpuid_entry2; 3] {
+fn levels(leaf: u32, place: Topology) -> [kvm_cpuid_entry2; 3] {
     let level = |index: u32, shift: u32, processors: u32, kind: u32| kvm_cpuid_entry2 {
         function: leaf,
         index,
@@ -138,12 +138,12 @@ mod tests {
     #[test]
     fn leaf_1_names_the_processor() {
         let supported = [vendor(b"GenuineIntel", 0x1f), entry(1, 0, [7, 0xaa00_0805, 0x1, HTT])];
-        let place = Place { id: 2, vcpus: 3, tsc_deadline: true };
+        let place = Topology { id: 2, vcpus: 3, tsc_deadline: true };
         assert_eq!(
             find(&table(&supported, place), 1, 0),
             [7, 0x0203_0805, HYPERVISOR | TSC_DEADLINE | 1, HTT]
         );
-        let alone = Place { id: 0, vcpus: 1, tsc_deadline: false };
+        let alone = Topology { id: 0, vcpus: 1, tsc_deadline: false };
         assert_eq!(find(&table(&supported, alone), 1, 0), [7, 0x0001_0805, HYPERVISOR | 1, 0]);
     }
 
@@ -151,7 +151,7 @@ mod tests {
     fn extended_topology_has_both_levels_and_an_end() {
         let supported =
             [vendor(b"GenuineIntel", 0x1f), entry(0xb, 0, [9, 9, 9, 9]), entry(0xb, 1, [9, 9, 9, 9])];
-        let table = table(&supported, Place { id: 1, vcpus: 3, tsc_deadline: true });
+        let table = table(&supported, Topology { id: 1, vcpus: 3, tsc_deadline: true });
         for leaf in [0xb, 0x1f] {
             assert_eq!(find(&table, leaf, 0), [0, 1, 0x100, 1]);
             assert_eq!(find(&table, leaf, 1), [2, 3, 0x201, 1]);
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn leaves_beyond_the_highest_are_not_added() {
         let supported = [vendor(b"AuthenticAMD", 0x10)];
-        let table = table(&supported, Place { id: 0, vcpus: 2, tsc_deadline: false });
+        let table = table(&supported, Topology { id: 0, vcpus: 2, tsc_deadline: false });
         assert!(table.iter().all(|entry| entry.function != 0x1f));
         assert!(table.iter().any(|entry| entry.function == 0xb));
     }
@@ -171,7 +171,7 @@ mod tests {
     fn amd_leaves_are_for_amd_only() {
         for (name, eax) in [(b"AuthenticAMD", 1), (b"GenuineIntel", 0x55)] {
             let supported = [vendor(name, 0xd), entry(0x8000_001e, 0, [0x55, 0x155, 0x300, 0])];
-            let table = table(&supported, Place { id: 1, vcpus: 2, tsc_deadline: false });
+            let table = table(&supported, Topology { id: 1, vcpus: 2, tsc_deadline: false });
             assert_eq!(find(&table, 0x8000_001e, 0)[0], eax);
         }
     }
@@ -185,7 +185,7 @@ mod tests {
             entry(4, 3, [cache(3), 0, 0, 0]),
             entry(4, 4, [0; 4]),
         ];
-        let table = table(&supported, Place { id: 0, vcpus: 4, tsc_deadline: false });
+        let table = table(&supported, Topology { id: 0, vcpus: 4, tsc_deadline: false });
         assert_eq!(find(&table, 4, 0)[0], 1 | 1 << 5 | 3 << 26);
         assert_eq!(find(&table, 4, 3)[0], 1 | 3 << 5 | 3 << 14 | 3 << 26);
         assert_eq!(find(&table, 4, 4)[0], 0);

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::mailbox::Mailbox;
 use crate::vm::{Mode, Vm};
-use crate::{error::Death, layout};
+use crate::{error::GuestFailure, layout};
 use exitscope_abi::flat::PORT_READY;
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ pub enum After {
     /// This vCPU (under Linux: the guest) has ended with this status.
     Done(u32),
     /// The guest has ended without a status.
-    Died(Death),
+    Failed(GuestFailure),
 }
 
 /// The serial port's interrupt line: an event descriptor that KVM turns into an edge at the I/O APIC.
@@ -71,7 +71,9 @@ impl Devices {
                 self.write_serial((port - layout::SERIAL_PORT) as u8, data);
                 After::Continue
             }
-            layout::KEYBOARD_PORT if data.contains(&layout::KEYBOARD_RESET) => After::Died(Death::Reset),
+            layout::KEYBOARD_PORT if data.contains(&layout::KEYBOARD_RESET) => {
+                After::Failed(GuestFailure::Reset)
+            }
             layout::SLEEP_PORT if data.iter().any(|byte| byte & layout::SLEEP_ENABLE != 0) => After::Done(0),
             _ => After::Continue,
         }
@@ -144,7 +146,7 @@ mod tests {
         let devices = devices(2, Console::default());
         let cases: [(u16, &[u8], After); 8] = [
             (0x80, &[1], After::Continue),
-            (0x64, &[0xfe], After::Died(Death::Reset)),
+            (0x64, &[0xfe], After::Failed(GuestFailure::Reset)),
             (0x64, &[0xd1], After::Continue),
             (0x600, &[0x34], After::Done(0)),
             (0x600, &[0x14], After::Continue),

@@ -49,14 +49,14 @@ pub enum Error {
         most: u32,
     },
     /// Too much memory, or too little.
-    #[error("{asked_mib} MiB of memory asked for: choose {least_mib} to {most_mib}")]
+    #[error("{asked_mib} MiB of memory asked for: choose {min_mib} to {max_mib}")]
     Memory {
         /// How much was asked for.
         asked_mib: u64,
         /// The least there can be.
-        least_mib: u64,
+        min_mib: u64,
         /// The most there can be.
-        most_mib: u64,
+        max_mib: u64,
     },
     /// The host has not enough memory for the guest.
     #[error("cannot map {mib} MiB for the guest ({detail}): ask for less")]
@@ -138,12 +138,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The guest ended neither by writing to the DONE port nor by switching itself off.
-    #[error("{death} (vCPU {vcpu}); the console's last lines may say why\n{registers}")]
-    GuestDied {
+    #[error("{failure} (vCPU {vcpu}); the console's last lines may say why\n{registers}")]
+    GuestFailed {
         /// The vCPU on which it happened.
         vcpu: u32,
         /// What KVM said.
-        death: Death,
+        failure: GuestFailure,
         /// The vCPU's registers at that moment.
         registers: Box<Registers>,
     },
@@ -163,7 +163,7 @@ pub enum Error {
 /// How a guest ended that neither wrote to the DONE port nor switched itself off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Death {
+pub enum GuestFailure {
     /// It asked the keyboard controller, or ACPI, for a reset. A Linux that panics does so.
     Reset,
     /// KVM_EXIT_SHUTDOWN: a fault while handling a double fault, that is, a triple fault.
@@ -188,7 +188,7 @@ pub enum Death {
     RunFailed(kvm_ioctls::Error),
 }
 
-impl fmt::Display for Death {
+impl fmt::Display for GuestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reset => {

@@ -16,8 +16,10 @@
 
 /// The GDT.
 pub const GDT: u64 = 0x1000;
-/// The first of [`crate::long_mode::PAGE_TABLE_PAGES`] page-table pages: the PML4.
+/// The first of [`PAGE_TABLE_PAGES`] page-table pages: the PML4.
 pub const PAGE_TABLES: u64 = 0x2000;
+/// Page-table pages: one PML4, one PDPT and one page directory for each of 4 GiB.
+pub const PAGE_TABLE_PAGES: usize = 6;
 /// Linux' boot parameters.
 pub const BOOT_PARAMS: u64 = 0x8000;
 /// Linux' command line.
@@ -48,11 +50,11 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 pub const KVM_TSS: usize = 0xfffb_d000;
 
 /// Least memory of a guest in MiB: what lies below 1 MiB, and 1 MiB above.
-pub const LEAST_MEMORY_MIB: u64 = 2;
+pub const MIN_MEMORY_MIB: u64 = 2;
 /// Most memory of a guest in MiB: it ends below the MMIO hole.
-pub const MOST_MEMORY_MIB: u64 = 3072;
+pub const MAX_MEMORY_MIB: u64 = 3072;
 /// Most vCPUs: xAPIC ids end at 254, since 255 is the broadcast address.
-pub const MOST_VCPUS: u32 = 254;
+pub const MAX_VCPUS: u32 = 254;
 
 /// First port of the serial console, with seven more behind it.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -69,9 +71,9 @@ pub const SLEEP_ENABLE: u8 = 1 << 5;
 /// Sleep type for soft-off (S5), as ACPI's `\_S5` declares it.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
-const _: () = assert!(PAGE_TABLES + crate::long_mode::PAGE_TABLE_PAGES as u64 * 0x1000 <= BOOT_PARAMS);
+const _: () = assert!(PAGE_TABLES + PAGE_TABLE_PAGES as u64 * 0x1000 <= BOOT_PARAMS);
 const _: () = assert!(CMDLINE + CMDLINE_ROOM as u64 <= STACKS);
 const _: () = assert!(ACPI + ACPI_ROOM <= RESET_VECTOR);
-const _: () = assert!(STACKS + STACK_SIZE * MOST_VCPUS as u64 <= LOW_MEMORY_END);
-const _: () = assert!(MOST_MEMORY_MIB << 20 <= exitscope_abi::flat::MMIO_HOLE);
+const _: () = assert!(STACKS + STACK_SIZE * MAX_VCPUS as u64 <= LOW_MEMORY_END);
+const _: () = assert!(MAX_MEMORY_MIB << 20 <= exitscope_abi::flat::MMIO_HOLE);
 const _: () = assert!(HIGH_MEMORY == exitscope_abi::flat::LOAD_ADDRESS);

@@ -17,7 +17,7 @@ const ENTRY_64: u64 = 0x200;
 /// `xloadflags`: the kernel has a 64-bit entry point.
 const XLF_KERNEL_64: u16 = 1 << 0;
 /// First boot protocol with `init_size` and `xloadflags`.
-const LEAST_PROTOCOL: u16 = 0x20c;
+const MIN_PROTOCOL: u16 = 0x20c;
 /// `boot_flag` and `header`, by which a kernel knows that its boot parameters have a setup header.
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
@@ -91,7 +91,7 @@ fn load_bzimage(memory: &GuestMemoryMmap, file: &mut File) -> Result<Kernel, Str
     let loaded = BzImage::load(memory, Some(GuestAddress(layout::HIGH_MEMORY)), file, None)
         .map_err(|error| error.to_string())?;
     let header = loaded.setup_header.ok_or("no setup header")?;
-    if header.version < LEAST_PROTOCOL || header.xloadflags & XLF_KERNEL_64 == 0 {
+    if header.version < MIN_PROTOCOL || header.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(format!("boot protocol {:#x} without a 64-bit entry", { header.version }));
     }
     Ok(Kernel { header, entry: layout::HIGH_MEMORY + ENTRY_64 })
@@ -110,7 +110,7 @@ fn load_elf(memory: &GuestMemoryMmap, file: &mut File) -> Result<Kernel, String>
     let header = setup_header {
         boot_flag: BOOT_FLAG,
         header: HEADER_MAGIC,
-        version: LEAST_PROTOCOL,
+        version: MIN_PROTOCOL,
         cmdline_size: VMLINUX_CMDLINE_SIZE,
         initrd_addr_max: i32::MAX as u32,
         pref_address: layout::HIGH_MEMORY,

@@ -2,11 +2,8 @@
 //!
 //! Bits are those of the SDM vol. 3: control registers in chapter 2, descriptors in chapter 3, paging in chapter 4.
 
-use crate::layout;
+use crate::layout::{self, PAGE_TABLE_PAGES};
 use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
-
-/// Page-table pages: one PML4, one PDPT and one page directory for each of 4 GiB.
-pub const PAGE_TABLE_PAGES: usize = 6;
 
 /// Selector of the code segment, as Linux' boot protocol asks for it (`__BOOT_CS`).
 pub const CODE: u16 = 0x10;

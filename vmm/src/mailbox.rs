@@ -3,7 +3,7 @@
 use exitscope_abi::flat::{PORT_DONE, PORT_REPORT};
 
 /// Reports that are kept; a guest that writes more shall not fill the host's memory.
-pub const MOST_REPORTS: usize = 4096;
+pub const MAX_REPORTS: usize = 4096;
 
 /// A 32-bit register that may be written at once or byte by byte in ascending order.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ impl Mailbox {
     fn take_half(&mut self, half: u32) {
         match self.low_half.take() {
             None => self.low_half = Some(half),
-            Some(low) if self.reports.len() < MOST_REPORTS => {
+            Some(low) if self.reports.len() < MAX_REPORTS => {
                 self.reports.push(u64::from(low) | u64::from(half) << 32);
             }
             Some(_) => {}
@@ -101,10 +101,10 @@ mod tests {
     #[test]
     fn reports_are_bounded() {
         let mut mailbox = Mailbox::default();
-        for _ in 0..MOST_REPORTS + 10 {
+        for _ in 0..MAX_REPORTS + 10 {
             mailbox.write(0x504, &[0; 8]);
         }
-        assert_eq!(mailbox.take_reports().len(), MOST_REPORTS);
+        assert_eq!(mailbox.take_reports().len(), MAX_REPORTS);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry}
 use kvm_ioctls::Kvm;
 
 use crate::error::Error;
-use crate::vm::{open, refused};
+use crate::vm::{kvm_error, open};
 
 /// KVM's offer.
 #[derive(Clone, Debug, Default)]
@@ -19,9 +19,9 @@ impl Offer {
     /// Asks a device, usually `/dev/kvm`.
     pub fn of(device: &Path) -> Result<Self, Error> {
         let kvm = open(device)?;
-        let list = kvm.get_msr_feature_index_list().map_err(refused("list its feature MSRs"))?;
+        let list = kvm.get_msr_feature_index_list().map_err(kvm_error("list its feature MSRs"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-        let cpuid = cpuid.map_err(refused("tell what CPUID can say"))?.as_slice().to_vec();
+        let cpuid = cpuid.map_err(kvm_error("tell what CPUID can say"))?.as_slice().to_vec();
         let msrs = list.as_slice().iter().filter_map(|&number| Some((number, msr(&kvm, number)?))).collect();
         Ok(Self { msrs, cpuid })
     }

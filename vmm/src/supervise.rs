@@ -3,9 +3,9 @@
 use crate::devices::Devices;
 use crate::error::Error;
 use crate::gate::Gate;
+use crate::outcome::{Outcome, VcpuOutcome};
 use crate::vcpu::{End, Vcpu};
 use crate::vm::Mode;
-use crate::{Outcome, VcpuOutcome};
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::panic::resume_unwind;
@@ -27,13 +27,13 @@ struct Ended {
 }
 
 /// The threads of a VM.
-struct Crew {
+struct VcpuThreads {
     mode: Mode,
     gate: Arc<Gate>,
     /// Those that have not been joined yet, by vCPU.
     threads: Vec<Option<JoinHandle<Ended>>>,
     /// The index of each vCPU whose thread is about to end.
-    leaving: Receiver<u32>,
+    exiting: Receiver<u32>,
     /// In the order in which they ended.
     ended: Vec<Ended>,
 }
@@ -48,29 +48,29 @@ pub fn run(
     make_kicks_harmless()?;
     let devices = Arc::new(devices);
     let started = Instant::now();
-    let mut crew = Crew::start(vcpus, &devices, mode)?;
-    crew.wait(timeout.and_then(|timeout| started.checked_add(timeout)));
+    let mut vcpus = VcpuThreads::start(vcpus, &devices, mode)?;
+    vcpus.wait(timeout.and_then(|timeout| started.checked_add(timeout)));
     let elapsed = started.elapsed();
-    crew.dismiss();
-    judge(crew.ended, mode, timeout.unwrap_or(elapsed), elapsed, &devices)
+    vcpus.stop_all();
+    outcome_of(vcpus.ended, mode, timeout.unwrap_or(elapsed), elapsed, &devices)
 }
 
-impl Crew {
+impl VcpuThreads {
     /// Starts a thread for each vCPU. If one cannot be started, those that were are stopped again.
     fn start(vcpus: Vec<Vcpu>, devices: &Arc<Devices>, mode: Mode) -> Result<Self, Error> {
         let gate = Arc::new(Gate::new(vcpus.len() as u32, mode == Mode::Flat));
-        let (sender, leaving) = channel();
-        let mut crew = Self { mode, gate, threads: Vec::new(), leaving, ended: Vec::new() };
+        let (sender, exiting) = channel();
+        let mut threads = Self { mode, gate, threads: Vec::new(), exiting, ended: Vec::new() };
         for vcpu in vcpus {
-            match spawn(vcpu, Arc::clone(devices), Arc::clone(&crew.gate), sender.clone()) {
-                Ok(thread) => crew.threads.push(Some(thread)),
+            match spawn(vcpu, Arc::clone(devices), Arc::clone(&threads.gate), sender.clone()) {
+                Ok(thread) => threads.threads.push(Some(thread)),
                 Err(source) => {
-                    crew.dismiss();
+                    threads.stop_all();
                     return Err(Error::System { what: "start a thread for a vCPU", source });
                 }
             }
         }
-        Ok(crew)
+        Ok(threads)
     }
 
     /// Waits until the guest has ended, or until the deadline.
@@ -78,8 +78,8 @@ impl Crew {
         while self.ended.len() < self.threads.len() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let leaver = match left {
-                Some(left) => self.leaving.recv_timeout(left).ok(),
-                None => self.leaving.recv().ok(),
+                Some(left) => self.exiting.recv_timeout(left).ok(),
+                None => self.exiting.recv().ok(),
             };
             let Some(id) = leaver else { return };
             self.join(id as usize);
@@ -90,7 +90,7 @@ impl Crew {
     }
 
     /// Gets every thread out of KVM_RUN, and joins it.
-    fn dismiss(&mut self) {
+    fn stop_all(&mut self) {
         self.gate.stop();
         for index in 0..self.threads.len() {
             // A signal that arrives after the thread has looked at the gate and before it is in KVM_RUN is lost:
@@ -114,17 +114,17 @@ impl Crew {
     }
 }
 
-/// Tells the others that a vCPU's thread is leaving, however it does so.
-struct Farewell {
+/// Tells the others that a vCPU's thread is exiting, however it does so.
+struct ExitNotice {
     id: u32,
     gate: Arc<Gate>,
     sender: Sender<u32>,
 }
 
-impl Drop for Farewell {
+impl Drop for ExitNotice {
     fn drop(&mut self) {
         self.gate.leave(self.id);
-        // Nobody listens once the crew is being dismissed.
+        // Nobody receives this once all threads are being stopped.
         let _ = self.sender.send(self.id);
     }
 }
@@ -137,8 +137,8 @@ fn spawn(
 ) -> io::Result<JoinHandle<Ended>> {
     let id = vcpu.id();
     Builder::new().name(format!("vcpu{id}")).spawn(move || {
-        let farewell = Farewell { id, gate, sender };
-        let end = vcpu.run(&devices, &farewell.gate);
+        let notice = ExitNotice { id, gate, sender };
+        let end = vcpu.run(&devices, &notice.gate);
         Ended { id, end, user_exits: vcpu.user_exits() }
     })
 }
@@ -146,14 +146,14 @@ fn spawn(
 /// Whether the guest has ended when one of its vCPUs ends like this.
 fn ends_the_guest(end: &End, mode: Mode) -> bool {
     match end {
-        End::Died(..) => true,
+        End::Failed(..) => true,
         End::Done(_) => mode == Mode::Linux,
         End::Stopped(_) => false,
     }
 }
 
-/// What became of the guest, from the ends of its vCPUs in their order.
-fn judge(
+/// The guest's outcome, from how its vCPUs ended, in that order.
+fn outcome_of(
     mut ended: Vec<Ended>,
     mode: Mode,
     timeout: Duration,
@@ -163,24 +163,24 @@ fn judge(
     // What comes after the guest's end is only a consequence of being stopped.
     let decisive = ended.iter().position(|ended| ends_the_guest(&ended.end, mode));
     if let Some(index) = decisive
-        && let End::Died(..) = ended[index].end
-        && let Ended { id, end: End::Died(death, registers), .. } = ended.swap_remove(index)
+        && let End::Failed(..) = ended[index].end
+        && let Ended { id, end: End::Failed(failure, registers), .. } = ended.swap_remove(index)
     {
-        return Err(Error::GuestDied { vcpu: id, death, registers: Box::new(registers) });
+        return Err(Error::GuestFailed { vcpu: id, failure, registers: Box::new(registers) });
     }
     ended.sort_by_key(|ended| ended.id);
     let all_done = ended.iter().all(|ended| matches!(ended.end, End::Done(_)));
     if decisive.is_none() && !all_done {
         let stopped = |ended: Ended| match ended.end {
             End::Stopped(registers) => Some((ended.id, registers)),
-            End::Done(_) | End::Died(..) => None,
+            End::Done(_) | End::Failed(..) => None,
         };
         let registers = ended.into_iter().filter_map(stopped).collect();
         return Err(Error::TimedOut { after: timeout, registers });
     }
     let statuses = ended.iter().filter_map(|ended| match ended.end {
         End::Done(status) => Some(status),
-        End::Died(..) | End::Stopped(_) => None,
+        End::Failed(..) | End::Stopped(_) => None,
     });
     let status = statuses.clone().find(|status| *status != 0).unwrap_or(0);
     let outcome = |ended: &Ended| VcpuOutcome {

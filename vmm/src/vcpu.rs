@@ -1,11 +1,11 @@
 //! One vCPU: its first state, and the loop that runs it.
 
-use crate::cpuid::{self, Place};
+use crate::cpuid::{self, Topology};
 use crate::devices::{After, Devices};
-use crate::error::{Death, Error};
+use crate::error::{Error, GuestFailure};
 use crate::gate::Gate;
 use crate::registers::Registers;
-use crate::vm::{Vm, refused};
+use crate::vm::{Vm, kvm_error};
 use crate::{flat, layout, long_mode};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -38,7 +38,7 @@ pub enum End {
     /// The guest wrote this status.
     Done(u32),
     /// The guest ended otherwise.
-    Died(Death, Registers),
+    Failed(GuestFailure, Registers),
     /// The supervisor stopped it.
     Stopped(Registers),
 }
@@ -57,7 +57,7 @@ enum Next {
     Go,
     Wait,
     Done(u32),
-    Died(Death),
+    Failed(GuestFailure),
     /// KVM has an internal error whose details are still in the shared page.
     InternalError,
 }
@@ -70,12 +70,12 @@ pub fn create_all(vm: &Vm, entry: &Entry) -> Result<Vec<Vcpu>, Error> {
 impl Vcpu {
     fn create(vm: &Vm, id: u32, entry: &Entry) -> Result<Self, Error> {
         let fd = vm.create_vcpu(id)?;
-        let place = Place { id, vcpus: vm.vcpus(), tsc_deadline: vm.tsc_deadline() };
+        let place = Topology { id, vcpus: vm.vcpus(), tsc_deadline: vm.tsc_deadline() };
         let table = CpuId::from_entries(&cpuid::table(vm.cpuid(), place)).map_err(|_| Error::Kvm {
             what: "take that many CPUID leaves",
             source: kvm_ioctls::Error::new(libc::E2BIG),
         })?;
-        fd.set_cpuid2(&table).map_err(refused("set what CPUID says"))?;
+        fd.set_cpuid2(&table).map_err(kvm_error("set what CPUID says"))?;
         match *entry {
             Entry::Flat { ref iterations, batch } => {
                 enter_long_mode(&fd, &flat::registers(id, iterations, batch))?
@@ -114,14 +114,14 @@ impl Vcpu {
                 }
                 // A kick, or (EAGAIN) a vCPU that the guest has not started yet.
                 Err(error) if is_retry(error) => Next::Go,
-                Err(error) => Next::Died(Death::RunFailed(error)),
+                Err(error) => Next::Failed(GuestFailure::RunFailed(error)),
             };
             match next {
                 Next::Go => {}
                 Next::Wait => gate.wait_for_all(self.id),
                 Next::Done(status) => return End::Done(status),
-                Next::Died(death) => return End::Died(death, self.registers()),
-                Next::InternalError => return End::Died(self.internal_error(), self.registers()),
+                Next::Failed(failure) => return End::Failed(failure, self.registers()),
+                Next::InternalError => return End::Failed(self.internal_error(), self.registers()),
             }
         }
         End::Stopped(self.registers())
@@ -134,13 +134,13 @@ impl Vcpu {
     }
 
     /// Reads the details of KVM_EXIT_INTERNAL_ERROR from the page that KVM shares with us.
-    fn internal_error(&mut self) -> Death {
+    fn internal_error(&mut self) -> GuestFailure {
         let run = self.fd.get_kvm_run();
         // SAFETY: KVM has just returned KVM_EXIT_INTERNAL_ERROR, for which it fills this member of the union, all
         // of whose fields are plain numbers.
         let internal = unsafe { run.__bindgen_anon_1.internal };
         let count = internal.data.len().min(internal.ndata as usize);
-        Death::InternalError { suberror: internal.suberror, data: internal.data[..count].to_vec() }
+        GuestFailure::InternalError { suberror: internal.suberror, data: internal.data[..count].to_vec() }
     }
 }
 
@@ -151,7 +151,7 @@ fn handle(id: u32, exit: VcpuExit<'_>, devices: &Devices) -> Next {
             After::Continue => Next::Go,
             After::Wait => Next::Wait,
             After::Done(status) => Next::Done(status),
-            After::Died(death) => Next::Died(death),
+            After::Failed(failure) => Next::Failed(failure),
         },
         VcpuExit::IoIn(port, data) => {
             devices.read(port, data);
@@ -163,20 +163,22 @@ fn handle(id: u32, exit: VcpuExit<'_>, devices: &Devices) -> Next {
         }
         // Nothing is there to write to. HLT comes here without an interrupt controller only, so nothing could wake it.
         VcpuExit::MmioWrite(..) | VcpuExit::Hlt | VcpuExit::Intr => Next::Go,
-        VcpuExit::Shutdown => Next::Died(Death::Shutdown),
-        VcpuExit::FailEntry(reason, cpu) => Next::Died(Death::FailEntry { reason, cpu }),
+        VcpuExit::Shutdown => Next::Failed(GuestFailure::Shutdown),
+        VcpuExit::FailEntry(reason, cpu) => Next::Failed(GuestFailure::FailEntry { reason, cpu }),
         VcpuExit::InternalError => Next::InternalError,
-        VcpuExit::SystemEvent(kind, _) => Next::Died(Death::Unexpected(format!("system event {kind}"))),
-        other => Next::Died(Death::Unexpected(format!("{other:?}"))),
+        VcpuExit::SystemEvent(kind, _) => {
+            Next::Failed(GuestFailure::Unexpected(format!("system event {kind}")))
+        }
+        other => Next::Failed(GuestFailure::Unexpected(format!("{other:?}"))),
     }
 }
 
 /// Puts a vCPU into 64-bit mode with these registers.
 fn enter_long_mode(fd: &VcpuFd, registers: &kvm_regs) -> Result<(), Error> {
-    let mut special = fd.get_sregs().map_err(refused("tell the vCPU's special registers"))?;
+    let mut special = fd.get_sregs().map_err(kvm_error("tell the vCPU's special registers"))?;
     long_mode::set(&mut special);
-    fd.set_sregs(&special).map_err(refused("set the vCPU's special registers"))?;
-    fd.set_regs(registers).map_err(refused("set the vCPU's registers"))
+    fd.set_sregs(&special).map_err(kvm_error("set the vCPU's special registers"))?;
+    fd.set_regs(registers).map_err(kvm_error("set the vCPU's registers"))
 }
 
 /// Makes memory cacheable, as firmware does; Linux turns PAT off where MTRRs are.
@@ -185,7 +187,7 @@ fn set_mtrrs(fd: &VcpuFd) -> Result<(), Error> {
     let entry = kvm_msr_entry { index, data, ..Default::default() };
     let msrs = Msrs::from_entries(&[entry])
         .map_err(|_| Error::Kvm { what: "take one MSR", source: kvm_ioctls::Error::new(libc::E2BIG) })?;
-    fd.set_msrs(&msrs).map(drop).map_err(refused("set the vCPU's MTRRs"))
+    fd.set_msrs(&msrs).map(drop).map_err(kvm_error("set the vCPU's MTRRs"))
 }
 
 /// Whether KVM_RUN only has to be called again.

@@ -1,7 +1,8 @@
 //! A VM of KVM's with its memory: from opening the device to the tables that every vCPU shares.
 
+use crate::config::{Config, Payload};
 use crate::error::Error;
-use crate::{Config, Payload, layout, long_mode};
+use crate::{layout, long_mode};
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::ffi::CString;
@@ -35,10 +36,10 @@ impl Vm {
     /// Checks the configuration and creates the VM: memory, interrupt controllers, GDT and page tables.
     pub fn create(config: &Config) -> Result<Self, Error> {
         let kvm = open(&config.kvm_device)?;
-        let most = layout::MOST_VCPUS.min(u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX));
+        let most = layout::MAX_VCPUS.min(u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX));
         check_sizes(config, most)?;
         let cpuid =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell what CPUID can say"))?;
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("tell what CPUID can say"))?;
         let mode = match config.payload {
             Payload::Linux { .. } => Mode::Linux,
             Payload::Flat { .. } => Mode::Flat,
@@ -79,17 +80,17 @@ impl Vm {
 
     /// Creates vCPU `id`.
     pub fn create_vcpu(&self, id: u32) -> Result<VcpuFd, Error> {
-        self.fd.create_vcpu(id.into()).map_err(refused("create a vCPU"))
+        self.fd.create_vcpu(id.into()).map_err(kvm_error("create a vCPU"))
     }
 
     /// Lets KVM raise interrupt line `irq` whenever `event` is written.
     pub fn connect_irq(&self, event: &EventFd, irq: u32) -> Result<(), Error> {
-        self.fd.register_irqfd(event, irq).map_err(refused("connect an interrupt line"))
+        self.fd.register_irqfd(event, irq).map_err(kvm_error("connect an interrupt line"))
     }
 }
 
 /// Names the call to KVM that failed.
-pub fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
+pub fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Error {
     move |source| Error::Kvm { what, source }
 }
 
@@ -133,9 +134,9 @@ fn check_sizes(config: &Config, most_vcpus: u32) -> Result<(), Error> {
     if !(1..=most_vcpus).contains(&config.vcpus) {
         return Err(Error::Vcpus { asked: config.vcpus, most: most_vcpus });
     }
-    let (least_mib, most_mib) = (layout::LEAST_MEMORY_MIB, layout::MOST_MEMORY_MIB);
-    if !(least_mib..=most_mib).contains(&config.memory_mib) {
-        return Err(Error::Memory { asked_mib: config.memory_mib, least_mib, most_mib });
+    let (min_mib, max_mib) = (layout::MIN_MEMORY_MIB, layout::MAX_MEMORY_MIB);
+    if !(min_mib..=max_mib).contains(&config.memory_mib) {
+        return Err(Error::Memory { asked_mib: config.memory_mib, min_mib, max_mib });
     }
     Ok(())
 }
@@ -152,7 +153,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     loop {
         match kvm.create_vm() {
             Err(error) if io::Error::from(error).kind() == io::ErrorKind::Interrupted => {}
-            result => return result.map_err(refused("create a VM")),
+            result => return result.map_err(kvm_error("create a VM")),
         }
     }
 }
@@ -160,10 +161,10 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
 /// Sets what has to be set before the first vCPU is created.
 fn prepare(fd: &VmFd, mode: Mode) -> Result<(), Error> {
     // Intel processors without unrestricted guest need both for what runs without paging.
-    fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(refused("place its identity map"))?;
-    fd.set_tss_address(layout::KVM_TSS).map_err(refused("place its TSS"))?;
+    fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("place its identity map"))?;
+    fd.set_tss_address(layout::KVM_TSS).map_err(kvm_error("place its TSS"))?;
     match mode {
-        Mode::Linux => fd.create_irq_chip().map_err(refused("create interrupt controllers")),
+        Mode::Linux => fd.create_irq_chip().map_err(kvm_error("create interrupt controllers")),
         Mode::Flat => Ok(()),
     }
 }
@@ -181,7 +182,7 @@ fn give_memory(fd: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
         // SAFETY: the range is a mapping of exactly this size that `memory` owns, and nothing else of this process
         // lies there. `Vm` keeps `memory` until its VM is gone, and vCPU threads keep it by the `Arc` in each
         // mapping (`Vcpu::_memory`), so KVM never writes to memory that has been given back.
-        unsafe { fd.set_user_memory_region(region) }.map_err(refused("take the guest's memory"))?;
+        unsafe { fd.set_user_memory_region(region) }.map_err(kvm_error("take the guest's memory"))?;
     }
     Ok(())
 }

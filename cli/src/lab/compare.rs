@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
-use exitscope_lab::parts::kernel::Series;
+use exitscope_lab::parts::series::Series;
 use exitscope_model::compare::Comparison;
 use exitscope_model::{self as model, Report};
 use serde_json::Value;
 
 use super::{run_both, write};
-use crate::{print, print_json};
+use crate::output::{print, print_json};
 
 /// Options of `exitscope lab compare`.
 #[derive(clap::Args)]

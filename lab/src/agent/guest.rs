@@ -11,9 +11,14 @@ use std::time::Duration;
 use rustix::mount::mount_move;
 use rustix::process::{chdir, chroot};
 
-use super::{kernel, output_of, within};
+use super::command::output_of;
+use super::kernel;
+use super::wait::retry_for;
 use crate::emulator::qemu::CHANNEL;
-use crate::job::{GUEST_MARK, IN_SYSTEM, INITRAMFS, Insert, Output, SHUTDOWN, System, USERSPACE, Word};
+use crate::job::{
+    GUEST_OUTPUT_PREFIX, GuestMessage, INITRAMFS, Insert, Output, PROGRAM_IN_DEBIAN, SHUTDOWN, System,
+    USERSPACE,
+};
 
 /// What the service is called, as its first argument.
 const SERVICE: &str = "exitscope-agent";
@@ -24,11 +29,11 @@ const PORT_WAIT: Duration = Duration::from_secs(10);
 /// Runs the commands here, or starts the system that will.
 pub fn run(modules: &[Insert], port: bool, system: Option<&System>, commands: &[Vec<String>]) {
     let done = modules.iter().try_for_each(kernel::insert).and_then(|()| {
-        let mut voice = if port { Voice::port()? } else { Voice::Console };
-        voice.reached(INITRAMFS)?;
+        let mut channel = if port { GuestChannel::port()? } else { GuestChannel::Console };
+        channel.send_phase(INITRAMFS)?;
         match system {
-            Some(system) => Err(start(system, commands, voice)),
-            None => tell_all(commands, &mut voice),
+            Some(system) => Err(start(system, commands, channel)),
+            None => run_commands(commands, &mut channel),
         }
     });
     if let Err(error) = done {
@@ -46,7 +51,7 @@ pub fn is_service() -> bool {
 pub fn serve() -> ! {
     let done = fs::read("/run/exitscope/commands.json").and_then(|text| {
         let commands: Vec<Vec<String>> = serde_json::from_slice(&text)?;
-        tell_all(&commands, &mut Voice::port()?)
+        run_commands(&commands, &mut GuestChannel::port()?)
     });
     let status = match done {
         Ok(()) => 0,
@@ -58,14 +63,14 @@ pub fn serve() -> ! {
     process::exit(status)
 }
 
-fn tell_all(commands: &[Vec<String>], voice: &mut Voice) -> io::Result<()> {
-    commands.iter().try_for_each(|command| voice.gave(output_of(command)))?;
-    voice.reached(SHUTDOWN)
+fn run_commands(commands: &[Vec<String>], channel: &mut GuestChannel) -> io::Result<()> {
+    commands.iter().try_for_each(|command| channel.send_output(output_of(command)))?;
+    channel.send_phase(SHUTDOWN)
 }
 
 /// Starts the disk's system: its systemd becomes the first process. Comes back only when that fails.
-fn start(system: &System, commands: &[Vec<String>], mut voice: Voice) -> io::Error {
-    match prepare(system, commands).and_then(|()| voice.reached(USERSPACE)) {
+fn start(system: &System, commands: &[Vec<String>], mut channel: GuestChannel) -> io::Error {
+    match prepare(system, commands).and_then(|()| channel.send_phase(USERSPACE)) {
         Ok(()) => Command::new("/sbin/init").exec(),
         Err(error) => error,
     }
@@ -100,45 +105,45 @@ fn unit() -> String {
          FailureAction=poweroff\n\
          [Service]\n\
          Type=oneshot\n\
-         ExecStart=@{IN_SYSTEM} {SERVICE}\n"
+         ExecStart=@{PROGRAM_IN_DEBIAN} {SERVICE}\n"
     )
 }
 
-/// How the guest tells.
-enum Voice {
+/// How the guest sends its results.
+enum GuestChannel {
     Port(File),
     Console,
 }
 
-impl Voice {
+impl GuestChannel {
     /// The port, which appears some time after its driver.
     fn port() -> io::Result<Self> {
         let open = || File::options().write(true).open(CHANNEL);
-        let port = within(PORT_WAIT, Duration::from_millis(1), open);
+        let port = retry_for(PORT_WAIT, Duration::from_millis(1), open);
         port.map(Self::Port).map_err(|error| io::Error::new(error.kind(), format!("{CHANNEL}: {error}")))
     }
 
-    fn gave(&mut self, output: Output) -> io::Result<()> {
+    fn send_output(&mut self, output: Output) -> io::Result<()> {
         match self {
-            Self::Port(port) => say(port, &Word::Gave(output)),
+            Self::Port(port) => send(port, &GuestMessage::Output(output)),
             Self::Console => {
                 let line = serde_json::to_string(&output)?;
                 // In one piece, so that no line of the kernel's comes between.
-                io::stdout().write_all(format!("\n{GUEST_MARK}{line}\n").as_bytes())
+                io::stdout().write_all(format!("\n{GUEST_OUTPUT_PREFIX}{line}\n").as_bytes())
             }
         }
     }
 
     /// Tells that a phase begins; not on a console, where each letter is an exit.
-    fn reached(&mut self, phase: &str) -> io::Result<()> {
+    fn send_phase(&mut self, phase: &str) -> io::Result<()> {
         match self {
-            Self::Port(port) => say(port, &Word::Reached(phase.into())),
+            Self::Port(port) => send(port, &GuestMessage::Phase(phase.into())),
             Self::Console => Ok(()),
         }
     }
 }
 
-fn say(port: &mut File, word: &Word) -> io::Result<()> {
+fn send(port: &mut File, word: &GuestMessage) -> io::Result<()> {
     let mut line = serde_json::to_vec(word)?;
     line.push(b'\n');
     port.write_all(&line)

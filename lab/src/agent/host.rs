@@ -1,47 +1,18 @@
 //! The agent in the emulated machine: interprets the steps of its job.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use exitscope_guest::debug_port::DebugPort;
-use exitscope_host::abuse::abuse;
+use exitscope_host::fuzz_device::fuzz_device;
 use exitscope_host::region::{DEVICE, Region};
 
-use super::{capabilities, checkers, guests, kernel, output_of};
+use super::channel::Channel;
+use super::command::output_of;
+use super::{capabilities, checkers, guests, kernel, vmm};
 use crate::emulator::Link;
-use crate::emulator::qemu::CHANNEL;
-use crate::frame;
 use crate::job::{Event, Insert, Step};
-
-/// Where events go: to the lab, one line of JSON each.
-pub struct Channel(Box<dyn Write>, Link);
-
-impl Channel {
-    fn open(link: Link) -> io::Result<Self> {
-        let out: Box<dyn Write> = match link {
-            Link::Port => Box::new(File::options().write(true).open(CHANNEL)?),
-            Link::Frames => Box::new(DebugPort::open()?),
-        };
-        Ok(Self(out, link))
-    }
-
-    /// Tells an event.
-    pub fn tell(&mut self, event: &Event) -> io::Result<()> {
-        let mut line = serde_json::to_vec(event)?;
-        match self.1 {
-            Link::Port => line.push(b'\n'),
-            Link::Frames => line = frame::encode(&line),
-        }
-        self.0.write_all(&line)
-    }
-
-    fn phase(&mut self, text: impl Into<String>) -> io::Result<()> {
-        self.tell(&Event::Phase { text: text.into() })
-    }
-}
 
 /// Loads the modules, does every step, and tells how it went.
 pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
@@ -56,12 +27,12 @@ pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
         Ok(alarms) => Event::Done { kernel: kernel::release(), alarms },
         Err(error) => Event::Failed { message: error.to_string() },
     };
-    if let Err(error) = channel.tell(&last) {
+    if let Err(error) = channel.send(&last) {
         eprintln!("agent: cannot tell the end: {error}");
     }
 }
 
-pub(super) fn run_steps(steps: &[Step], channel: &mut Channel) -> io::Result<()> {
+fn run_steps(steps: &[Step], channel: &mut Channel) -> io::Result<()> {
     steps.iter().try_for_each(|step| run_step(step, channel))
 }
 
@@ -69,25 +40,27 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
     match step {
         Step::Insert(insert) => {
             kernel::insert(insert)?;
-            channel.tell(&Event::Inserted { path: insert.path.clone(), instructions: None })
+            channel.send(&Event::Inserted { path: insert.path.clone(), instructions: None })
         }
         Step::Remove { name } => kernel::remove(name),
         Step::Write { path, text } => kernel::write(path, text),
-        Step::Witness => kernel::witness(),
+        Step::StartHistogram => kernel::start_histogram(),
         Step::Ftrace { on } => kernel::ftrace(*on),
-        Step::Testify { label } => {
-            channel.tell(&Event::Witness { label: label.clone(), exits: kernel::testimony()? })
+        Step::ReadHistogram { label } => {
+            channel.send(&Event::Histogram { label: label.clone(), exits: kernel::read_histogram()? })
         }
-        Step::Snapshot { label } => channel.tell(&snapshot(label)?),
-        Step::Capabilities => channel.tell(&capabilities::read()?),
+        Step::Snapshot { label } => channel.send(&snapshot(label)?),
+        Step::Capabilities => channel.send(&capabilities::read()?),
         Step::Guests { guests, sample_ms, meanwhile } => {
             let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
             let names = if names.len() > 4 { format!("{} guests", names.len()) } else { names.join(", ") };
             channel.phase(format!("runs {names}"))?;
+            let meanwhile =
+                (!meanwhile.is_empty()).then_some(|channel: &mut Channel| run_steps(meanwhile, channel));
             guests::run(guests, *sample_ms, meanwhile, channel)
         }
         Step::Run { label, command } => {
-            channel.tell(&Event::Output { label: label.clone(), output: output_of(command) })
+            channel.send(&Event::Output { label: label.clone(), output: output_of(command) })
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
         Step::AwaitVm { id } => await_vm(*id),
@@ -97,13 +70,13 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             thread::sleep(Duration::from_millis(*ms));
             Ok(())
         }
-        Step::Abuse { seed, requests } => {
+        Step::FuzzDevice { seed, requests } => {
             channel.phase("asks the module's device for nonsense")?;
-            abuse(Path::new(DEVICE), *seed, *requests)
+            fuzz_device(Path::new(DEVICE), *seed, *requests)
         }
         Step::Refused { label, step } => match run_step(step, channel) {
             Ok(()) => Err(io::Error::other(format!("{label}: {step:?} succeeded, but must fail"))),
-            Err(error) => channel.tell(&Event::Refused { label: label.clone(), message: error.to_string() }),
+            Err(error) => channel.send(&Event::Refused { label: label.clone(), message: error.to_string() }),
         },
         Step::Repeat { times, steps } => (0..*times).try_for_each(|_| run_steps(steps, channel)),
     }
@@ -112,7 +85,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
 fn await_vm(id: u32) -> io::Result<()> {
     let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
     let id = id.to_string();
-    guests::wait_for(|| {
+    vmm::wait_for(|| {
         let known = region.snapshot().vms().iter().any(|vm| vm.id == id);
         known.then_some(()).ok_or_else(|| io::Error::other(format!("VM {id} does not come")))
     })

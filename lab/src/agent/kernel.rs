@@ -91,16 +91,16 @@ pub fn ftrace(on: bool) -> io::Result<()> {
     EVENTS.iter().try_for_each(|event| fs::write(event, if on { "1" } else { "0" }))
 }
 
-/// Makes the kernel count exits by reason, from zero.
-pub fn witness() -> io::Result<()> {
+/// Starts the kernel's own histogram of exits by reason, from zero.
+pub fn start_histogram() -> io::Result<()> {
     mount_tracefs()?;
     // Absent at the first time, and then there is nothing to remove.
     let _ = fs::write(TRIGGER, "!hist:keys=exit_reason");
     fs::write(TRIGGER, "hist:keys=exit_reason")
 }
 
-/// What the kernel has counted.
-pub fn testimony() -> io::Result<Vec<(u64, u64)>> {
+/// Reads that histogram: pairs of reason and exits.
+pub fn read_histogram() -> io::Result<Vec<(u64, u64)>> {
     parse_histogram(&fs::read_to_string(HISTOGRAM)?)
 }
 
@@ -115,7 +115,7 @@ fn parse_histogram(text: &str) -> io::Result<Vec<(u64, u64)>> {
         exits.push((reason, count));
     }
     if !text.lines().any(|line| line.trim_start() == "Dropped: 0") {
-        return Err(io::Error::other(format!("{HISTOGRAM} lost events: no witness")));
+        return Err(io::Error::other(format!("{HISTOGRAM} lost events: it proves nothing")));
     }
     exits.sort_unstable();
     Ok(exits)

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use exitscope_model::Tick;
 
-use super::guests::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
-use super::{kernel, within};
+use super::kernel;
+use super::vmm::{COMMAND_LINE, Clock, Vmm, failure, initrd_with_job};
+use super::wait::retry_for;
 use crate::job::{
-    Event, GUEST_KERNEL, Guest, Insert, JOB, Job, KERNEL, Mark, Output, SHUTDOWN, System, Word,
+    Event, GUEST_KERNEL, Guest, GuestMessage, Insert, JOB, Job, KERNEL, Output, PhaseStart, SHUTDOWN, System,
 };
-use crate::parts::debug_kernel::patience;
+use crate::parts::debug_kernel::timeout_factor;
 use crate::parts::image::QEMU_PROGRAM;
 
 /// A guest that takes longer has hung: Debian with several vCPUs on a busy computer takes two minutes.
@@ -43,15 +44,15 @@ pub struct Running {
     started: Instant,
     time_limit: Duration,
     console: PathBuf,
-    words: Option<JoinHandle<io::Result<Words>>>,
+    words: Option<JoinHandle<io::Result<Messages>>>,
     log: Option<JoinHandle<io::Result<Log>>>,
 }
 
-/// What the guest has told.
+/// What the guest has sent.
 #[derive(Default)]
-struct Words {
+struct Messages {
     outputs: Vec<Output>,
-    marks: Vec<Mark>,
+    phase_starts: Vec<PhaseStart>,
 }
 
 /// What QEMU has said.
@@ -88,7 +89,7 @@ impl Running {
             name: guest.name.clone(),
             qemu,
             started: Instant::now(),
-            time_limit: TIME_LIMIT * patience(&kernel::release()),
+            time_limit: TIME_LIMIT * timeout_factor(&kernel::release()),
             console,
             words: Some(thread::spawn(move || listen(port, &Clock::since(began)))),
             log: stderr.map(|stderr| thread::spawn(move || read_log(stderr, &Clock::since(began)))),
@@ -123,22 +124,22 @@ impl Vmm for Running {
         Ok(self.qemu.try_wait()?.is_some())
     }
 
-    fn finish(mut self: Box<Self>, outlasted: bool) -> io::Result<Event> {
+    fn finish(mut self: Box<Self>, still_running: bool) -> io::Result<Event> {
         let status = self.wait()?;
         let words = join(self.words.take());
         let Log { kernel_begins, complaint } = join(self.log.take())?;
         if !status.success() {
             return Err(self.failure(status, &complaint));
         }
-        let Words { outputs, mut marks } = words?;
-        if marks.last().is_none_or(|mark| mark.phase != SHUTDOWN) {
+        let Messages { outputs, mut phase_starts } = words?;
+        if phase_starts.last().is_none_or(|mark| mark.phase != SHUTDOWN) {
             return Err(self.failure(status, "it ended before its work was done"));
         }
         if let Some(at) = kernel_begins {
-            marks.insert(0, Mark { phase: KERNEL.into(), at });
+            phase_starts.insert(0, PhaseStart { phase: KERNEL.into(), at });
         }
         let (name, pid) = (self.name.clone(), self.qemu.id());
-        Ok(Event::Guest { name, pid, outlasted, reports: vec![], outputs, marks })
+        Ok(Event::Guest { name, pid, still_running, reports: vec![], outputs, phase_starts })
     }
 }
 
@@ -154,13 +155,13 @@ fn join<T: Default>(reader: Option<JoinHandle<io::Result<T>>>) -> io::Result<T> 
     Ok(read.transpose()?.unwrap_or_default())
 }
 
-/// Takes in the guest's words as they come, and notes the time of each mark.
-fn listen(port: UnixStream, clock: &Clock) -> io::Result<Words> {
-    let mut words = Words::default();
+/// Receives the guest's messages, and notes when each phase begins.
+fn listen(port: UnixStream, clock: &Clock) -> io::Result<Messages> {
+    let mut words = Messages::default();
     for line in BufReader::new(port).lines() {
         match serde_json::from_str(&line?)? {
-            Word::Reached(phase) => words.marks.push(Mark { phase, at: clock.tick() }),
-            Word::Gave(output) => words.outputs.push(output),
+            GuestMessage::Phase(phase) => words.phase_starts.push(PhaseStart { phase, at: clock.tick() }),
+            GuestMessage::Output(output) => words.outputs.push(output),
         }
     }
     Ok(words)
@@ -194,7 +195,7 @@ fn initrd(name: &str, commands: &[Vec<String>], debian: bool) -> io::Result<Path
 
 /// The device of the emulated machine's disk, once it is there.
 fn disk() -> io::Result<&'static str> {
-    within(DISK_WAIT, POLL, || {
+    retry_for(DISK_WAIT, POLL, || {
         let disk = DISKS.into_iter().find(|disk| Path::new(disk).exists());
         disk.ok_or_else(|| io::Error::other(format!("no disk: none of {} has appeared", DISKS.join(", "))))
     })

@@ -35,7 +35,7 @@ const BOARD: &str = "q35";
 /// neither was ever seen.
 const CPUS: &str = "1";
 /// The oldest emulator whose SVM is known to run KVM: that of Debian 12.
-const OLDEST: (u32, u32) = (7, 2);
+const MIN_VERSION: (u32, u32) = (7, 2);
 
 /// Finds QEMU and asks for its version.
 pub fn probe() -> Result<Emulator, Error> {
@@ -43,9 +43,10 @@ pub fn probe() -> Result<Emulator, Error> {
     let text = tool::output(Command::new(&path).arg("--version").stdin(Stdio::null()))?;
     let first = text.lines().next().unwrap_or_default().to_owned();
     match first.strip_prefix("QEMU emulator version ").and_then(parse_version) {
-        Some(version) if (version.0, version.1) >= OLDEST => Ok(Emulator { path, version }),
+        Some(version) if (version.0, version.1) >= MIN_VERSION => Ok(Emulator { path, version }),
         Some(_) => {
-            Err(QEMU.unfit(first, format!("its SVM cannot run KVM (before {}.{})", OLDEST.0, OLDEST.1)))
+            Err(QEMU
+                .unfit(first, format!("its SVM cannot run KVM (before {}.{})", MIN_VERSION.0, MIN_VERSION.1)))
         }
         None => Err(QEMU.unfit(path.display().to_string(), format!("`--version` said `{first}`"))),
     }

@@ -71,7 +71,7 @@ fn the_deadline_stops_the_machine_and_shows_its_console() {
 fn a_machine_that_stands_still_is_stopped() {
     let (_directory, mut machine) = fake("exec sleep 60", LONG);
     let error = machine.next_line().unwrap_err();
-    assert!(matches!(error, Error::StoodStill { .. }), "{error}");
+    assert!(matches!(error, Error::Hung { .. }), "{error}");
     assert!(machine.process.status.is_some(), "it still runs");
 }
 

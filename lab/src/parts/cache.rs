@@ -190,7 +190,7 @@ impl Lock {
             let file = File::create(&path).map_err(unusable(&path))?;
             file.lock().map_err(Error::io("lock", &path))?;
             // The holder before us removed the file: what we locked is no longer what others find.
-            if is_still(&path, &file) {
+            if is_same_file(&path, &file) {
                 return Ok(Self { path, _file: file });
             }
         }
@@ -200,7 +200,7 @@ impl Lock {
     fn take_over(path: &Path) -> Option<Self> {
         let file = File::create(path).ok()?;
         match file.try_lock() {
-            Ok(()) if is_still(path, &file) => Some(Self { path: path.into(), _file: file }),
+            Ok(()) if is_same_file(path, &file) => Some(Self { path: path.into(), _file: file }),
             Ok(()) | Err(TryLockError::WouldBlock | TryLockError::Error(_)) => None,
         }
     }
@@ -213,7 +213,7 @@ impl Drop for Lock {
     }
 }
 
-fn is_still(path: &Path, file: &File) -> bool {
+fn is_same_file(path: &Path, file: &File) -> bool {
     match (fs::metadata(path), file.metadata()) {
         (Ok(found), Ok(held)) => found.ino() == held.ino() && found.dev() == held.dev(),
         _ => false,

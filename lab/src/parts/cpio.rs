@@ -6,102 +6,67 @@
 
 use std::io::{self, Read, Write};
 
-const MAGIC: &str = "070701";
-const TRAILER: &str = "TRAILER!!!";
-
-const DIRECTORY: u32 = 0o040_000;
-const REGULAR: u32 = 0o100_000;
-const SYMLINK: u32 = 0o120_000;
-const CHAR_DEVICE: u32 = 0o020_000;
+use cpio::newc::{self, Builder, ModeFileType};
 
 /// Writes an archive to `W`, entry by entry. A directory must come before what is in it.
 #[derive(Debug)]
 pub struct Writer<W> {
     output: W,
     inode: u32,
-    /// Bytes written, for alignment.
-    offset: u64,
 }
 
 impl<W: Write> Writer<W> {
     /// An empty archive.
     pub fn new(output: W) -> Self {
-        Self { output, inode: 0, offset: 0 }
+        Self { output, inode: 0 }
     }
 
     /// Adds a directory. `mode` has permissions only, here and below.
     pub fn directory(&mut self, path: &str, mode: u32) -> io::Result<()> {
-        self.entry(path, DIRECTORY | mode, (0, 0), 0, &mut io::empty())
+        let entry = self.entry(path, mode, ModeFileType::Directory).nlink(2);
+        self.write(entry, 0, &mut io::empty())
     }
 
     /// Adds a file of `size` bytes, which `contents` must give exactly.
     pub fn file(&mut self, path: &str, mode: u32, size: u64, contents: &mut dyn Read) -> io::Result<()> {
-        self.entry(path, REGULAR | mode, (0, 0), size, contents)
+        let entry = self.entry(path, mode, ModeFileType::Regular);
+        self.write(entry, size, contents)
     }
 
     /// Adds a symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
-        self.entry(path, SYMLINK | 0o777, (0, 0), target.len() as u64, &mut target.as_bytes())
+        let entry = self.entry(path, 0o777, ModeFileType::Symlink);
+        self.write(entry, target.len() as u64, &mut target.as_bytes())
     }
 
     /// Adds a character device.
     pub fn char_device(&mut self, path: &str, mode: u32, major: u32, minor: u32) -> io::Result<()> {
-        self.entry(path, CHAR_DEVICE | mode, (major, minor), 0, &mut io::empty())
+        let entry = self.entry(path, mode, ModeFileType::Char).rdev_major(major).rdev_minor(minor);
+        self.write(entry, 0, &mut io::empty())
     }
 
     /// Ends the archive.
-    pub fn finish(mut self) -> io::Result<W> {
-        self.header(TRAILER, 0, 1, (0, 0), 0, 0)?;
-        self.output.flush()?;
-        Ok(self.output)
+    pub fn finish(self) -> io::Result<W> {
+        let mut output = newc::trailer(self.output)?;
+        output.flush()?;
+        Ok(output)
     }
 
-    fn entry(
-        &mut self,
-        path: &str,
-        mode: u32,
-        device: (u32, u32),
-        size: u64,
-        contents: &mut dyn Read,
-    ) -> io::Result<()> {
+    fn entry(&mut self, path: &str, mode: u32, kind: ModeFileType) -> Builder {
+        self.inode += 1;
+        // The kernel's unpacker takes paths relative to its root.
+        Builder::new(path.trim_start_matches('/')).ino(self.inode).mode(mode).set_mode_file_type(kind)
+    }
+
+    fn write(&mut self, entry: Builder, size: u64, contents: &mut dyn Read) -> io::Result<()> {
         let size = u32::try_from(size)
             .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "larger than 4 GiB"))?;
-        self.inode += 1;
-        let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
-        // The kernel's unpacker takes paths relative to its root.
-        self.header(path.trim_start_matches('/'), mode, links, device, self.inode, size)?;
-        let copied = io::copy(&mut Read::take(&mut *contents, u64::from(size)), &mut self.output)?;
+        let mut writer = entry.write(&mut self.output, size);
+        let copied = io::copy(&mut Read::take(&mut *contents, size.into()), &mut writer)?;
         if copied != u64::from(size) || contents.read(&mut [0])? != 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "its size changed while it was read"));
         }
-        self.offset += copied;
-        self.align()
-    }
-
-    fn header(
-        &mut self,
-        name: &str,
-        mode: u32,
-        links: u32,
-        device: (u32, u32),
-        inode: u32,
-        size: u32,
-    ) -> io::Result<()> {
-        let name_size = name.len() as u32 + 1;
-        let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
-        let mut header = MAGIC.to_owned();
-        header.extend(fields.map(|field| format!("{field:08X}")));
-        header.push_str(name);
-        header.push('\0');
-        self.output.write_all(header.as_bytes())?;
-        self.offset += header.len() as u64;
-        self.align()
-    }
-
-    fn align(&mut self) -> io::Result<()> {
-        let padding = self.offset.next_multiple_of(4) - self.offset;
-        self.offset += padding;
-        self.output.write_all(&[0; 3][..padding as usize])
+        writer.finish().map(drop)
     }
 }
 
@@ -123,30 +88,21 @@ mod tests {
     /// Name, mode, links, device and contents.
     type Entry = (String, u32, u32, (u32, u32), Vec<u8>);
 
-    /// What is in an archive, by a reader of our own.
+    /// What is in an archive.
     fn parse(archive: &[u8]) -> Vec<Entry> {
-        let (mut at, mut entries) = (0, Vec::new());
+        let (mut rest, mut entries) = (archive, Vec::new());
         loop {
-            assert_eq!(&archive[at..at + 6], MAGIC.as_bytes());
-            let field = |n: usize| {
-                let digits = &archive[at + 6 + n * 8..at + 14 + n * 8];
-                u32::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
-            };
-            let (size, name_size) = (field(6) as usize, field(11) as usize);
-            let name = std::str::from_utf8(&archive[at + 110..at + 109 + name_size]).unwrap();
-            let data = (at + 110 + name_size).next_multiple_of(4);
-            if name == TRAILER {
-                assert_eq!(data, archive.len());
+            let mut reader = newc::Reader::new(rest).unwrap();
+            let entry = reader.entry().clone();
+            if entry.is_trailer() {
+                assert!(reader.finish().unwrap().is_empty());
                 return entries;
             }
-            entries.push((
-                name.to_owned(),
-                field(1),
-                field(4),
-                (field(9), field(10)),
-                archive[data..data + size].to_vec(),
-            ));
-            at = (data + size).next_multiple_of(4);
+            let mut data = Vec::new();
+            reader.read_to_end(&mut data).unwrap();
+            let device = (entry.rdev_major(), entry.rdev_minor());
+            entries.push((entry.name().to_owned(), entry.mode(), entry.nlink(), device, data));
+            rest = reader.finish().unwrap();
         }
     }
 

@@ -9,7 +9,8 @@ use std::thread;
 
 use crate::error::Error;
 use crate::parts::cache::{Cache, Key};
-use crate::parts::kernel::{Kernel, Series, download};
+use crate::parts::kernel::package::{Kernel, download};
+use crate::parts::series::Series;
 use crate::parts::tool::{self, APT_CACHE, DEPMOD, GCC, MAKE, NICE, OBJCOPY, TAR, Tool};
 
 /// What is in it; all else that can be left out is.
@@ -48,8 +49,8 @@ pub fn resolve(cache: &Cache) -> Result<Kernel, Error> {
     })
 }
 
-/// How many times as long as on a stock kernel something may take before it has hung: the checkers take most of the time.
-pub fn patience(release: &str) -> u32 {
+/// By what to multiply timeouts on this kernel: the checkers of the debug kernel make it several times slower.
+pub fn timeout_factor(release: &str) -> u32 {
     if release.ends_with(SUFFIX) { 5 } else { 1 }
 }
 
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn the_release_tells_a_debug_kernel() {
         assert!(CONFIG.contains(&format!("CONFIG_LOCALVERSION=\"{SUFFIX}\"")));
-        assert!(patience("6.12.117-exitscope-debug") > patience("6.12.117+deb12-cloud-amd64"));
+        assert!(timeout_factor("6.12.117-exitscope-debug") > timeout_factor("6.12.117+deb12-cloud-amd64"));
     }
 
     #[test]

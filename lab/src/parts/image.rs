@@ -166,7 +166,7 @@ fn copy<W: Write>(archive: &mut Writer<W>, path: &str, source: &Path, mode: u32)
     if !data.is_file() {
         return Err(Error::Archive { path: source.into(), reason: "it is no regular file" });
     }
-    let mut reader = Noting { file: &mut file, failed: false };
+    let mut reader = ReadErrors { file: &mut file, failed: false };
     let written = archive.file(path, mode, data.len(), &mut reader);
     let failed = reader.failed;
     written.map_err(|error| match error.kind() {
@@ -182,12 +182,12 @@ fn copy<W: Write>(archive: &mut Writer<W>, path: &str, source: &Path, mode: u32)
 }
 
 /// Remembers whether it was the reading that failed, and not the writing.
-struct Noting<'a> {
+struct ReadErrors<'a> {
     file: &'a mut File,
     failed: bool,
 }
 
-impl Read for Noting<'_> {
+impl Read for ReadErrors<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.file.read(buffer).inspect_err(|_| self.failed = true)
     }

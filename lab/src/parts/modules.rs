@@ -37,7 +37,7 @@ pub fn collect(kernel: &Kernel, names: &[&str], cache: &Cache) -> Result<Vec<Mod
         files.iter().try_for_each(|file| {
             let to = directory.join(format!("{}.ko", name_of(file)));
             unpack(&kernel.modules.join(file), &to)?;
-            cut_signature(&to)
+            strip_signature(&to)
         })
     })?;
     Ok(files
@@ -123,7 +123,7 @@ fn unpack(from: &Path, to: &Path) -> Result<(), Error> {
 
 /// Cuts a module's signature off. A stock kernel that does not enforce signatures loads both, but checks the hash of
 /// all of a signed module first: half a billion instructions for KVM's, a third of an emulated boot.
-fn cut_signature(module: &Path) -> Result<(), Error> {
+fn strip_signature(module: &Path) -> Result<(), Error> {
     let read = || Error::io("read", module);
     let file = File::options().read(true).write(true).open(module).map_err(read())?;
     let length = file.metadata().map_err(read())?.len();
@@ -152,7 +152,7 @@ fn signature_length(end: &[u8; SIGNATURE_END]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parts::kernel::Series;
+    use crate::parts::series::Series;
     use std::process::Command;
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
         let cut = |contents: &[u8]| {
             let file = tempfile::NamedTempFile::new().unwrap();
             fs::write(file.path(), contents).unwrap();
-            cut_signature(file.path()).unwrap();
+            strip_signature(file.path()).unwrap();
             fs::read(file.path()).unwrap()
         };
         let description = |length: u32| [&[0; 8], &length.to_be_bytes()[..], SIGNATURE_MARK].concat();

@@ -15,7 +15,7 @@ const DIRECTORIES: [&str; 6] =
 
 /// What a program or library asks its loader for.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Wants {
+struct Dynamic {
     interpreter: Option<String>,
     libraries: Vec<String>,
     directories: Vec<String>,
@@ -24,7 +24,7 @@ struct Wants {
 /// The files that `program` needs to run, besides itself: its interpreter and all libraries.
 pub(crate) fn needed_by(program: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files: Vec<PathBuf> = Vec::new();
-    let wants = wants(program)?;
+    let wants = dynamic(program)?;
     files.extend(wants.interpreter.as_ref().map(PathBuf::from));
     let mut open = vec![(program.to_owned(), wants)];
     while let Some((path, wants)) = open.pop() {
@@ -33,7 +33,7 @@ pub(crate) fn needed_by(program: &Path) -> Result<Vec<PathBuf>, Error> {
             // The interpreter is also a library; it is the same file under two names.
             let known = |file: &PathBuf| file.file_name() == found.file_name();
             if !files.iter().any(known) {
-                open.push((found.clone(), self::wants(&found)?));
+                open.push((found.clone(), dynamic(&found)?));
                 files.push(found);
             }
         }
@@ -58,14 +58,14 @@ fn find(needed_by: &Path, library: &str, directories: &[String]) -> Result<PathB
     )
 }
 
-fn wants(path: &Path) -> Result<Wants, Error> {
+fn dynamic(path: &Path) -> Result<Dynamic, Error> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     parse(&bytes, path).map_err(|reason| Error::Elf { path: path.into(), reason: reason.to_string() })
 }
 
-fn parse(bytes: &[u8], path: &Path) -> Result<Wants, elf::ParseError> {
+fn parse(bytes: &[u8], path: &Path) -> Result<Dynamic, elf::ParseError> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(bytes)?;
-    let mut wants = Wants::default();
+    let mut wants = Dynamic::default();
     let segments: Vec<_> = file.segments().into_iter().flatten().collect();
     for segment in segments.iter().filter(|segment| segment.p_type == PT_INTERP) {
         let text = String::from_utf8_lossy(file.segment_data(segment)?);

@@ -1,4 +1,4 @@
-//! What watching costs: instructions per exit, exactly, with nothing watching and with each watcher.
+//! Measures the overhead of each way to observe exits: exact instructions per exit, with it and without any.
 //!
 //! The emulated clock counts instructions (Bochs' always, QEMU's with icount), so the guest's own time stamps around
 //! a batch of exits count the instructions of the whole round trip. The fastest batch has no timer interrupt in it,
@@ -17,32 +17,32 @@ pub const SCHEMA: &str = "exitscope-bench/1";
 const BATCH: u64 = 100;
 /// Exits in all: enough for 100 batches.
 const EXITS: u64 = 100 * BATCH;
-/// The workloads measured: what most guests do most, and what one does that asks for its exits all the time.
+/// The workloads measured: two of the most frequent exits, and a guest that reads our leaves in a loop.
 const WORKLOADS: [&str; 3] = ["cpuid", "rdmsr", "leaf"];
-/// An exit that goes to the VMM and back, whose time in user space is told apart.
-const TO_USER: &str = "pio";
-/// VMs alive beside the one that is measured.
-const OTHERS: u32 = 63;
-/// vCPUs of a guest that has many.
+/// The workload whose exits go to the VMM and back, and so are split into kernel and user time.
+const USER_EXIT: &str = "pio";
+/// Idle VMs that exist while one is measured.
+const IDLE_VMS: u32 = 63;
+/// vCPUs of the guest in the cases with several.
 const VCPUS: u32 = 8;
-/// Exits that make another VM known to whatever watches.
-const FEW: u64 = 10;
+/// Exits by which an idle VM gets its counters.
+const IDLE_VM_EXITS: u64 = 10;
 
-/// What all watchers cost.
+/// The overhead of all of them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bench {
     /// [`SCHEMA`].
     pub schema: String,
-    /// One watcher on one workload each.
+    /// One for each observer and case.
     pub bench: Vec<Cost>,
 }
 
-/// What a watcher costs.
+/// The overhead of one observer in one case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cost {
     /// Which emulated machine: `amd` or `intel`.
     pub lane: String,
-    /// What watches.
+    /// What observes the exits: `none`, `module` or `ftrace`.
     pub watch: String,
     /// What the guest does.
     pub workload: String,
@@ -50,15 +50,16 @@ pub struct Cost {
     pub vcpus: u32,
     /// VMs alive, this one included.
     pub vms: u32,
-    /// What another guest does at the same time, if one does.
-    pub beside: Option<String>,
-    /// Instructions of one exit's round trip: guest, KVM and watcher.
+    /// The workload of another guest that runs at the same time.
+    #[serde(rename = "beside")]
+    pub neighbour: Option<String>,
+    /// Instructions of one exit's round trip: guest, KVM and observer.
     pub instructions_per_exit: f64,
-    /// Of these, how many more than in the same case with nothing watching.
+    /// How many more than in the same case without an observer.
     pub added: f64,
 }
 
-/// A watcher: its name, and the steps that start and stop it.
+/// An observer: its name, and the steps that start and stop it.
 type Watch = (&'static str, Vec<Step>, Vec<Step>);
 
 fn watches() -> Vec<Watch> {
@@ -71,25 +72,25 @@ fn watches() -> Vec<Watch> {
     ]
 }
 
-/// One case: which guest is measured beside what.
+/// One case: which guest is measured, and what else runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Case {
     workload: &'static str,
     vcpus: u32,
     vms: u32,
-    beside: Option<&'static str>,
+    neighbour: Option<&'static str>,
 }
 
 impl Case {
     /// One VM of one vCPU.
     const fn plain(workload: &'static str) -> Self {
-        Self { workload, vcpus: 1, vms: 1, beside: None }
+        Self { workload, vcpus: 1, vms: 1, neighbour: None }
     }
 
     /// A guest that measures.
     fn guest(self, watch: &str) -> Guest {
-        let beside = self.beside.map(|beside| format!("-beside-{beside}")).unwrap_or_default();
-        let name = format!("{watch}-{}-{}x{}{beside}", self.workload, self.vms, self.vcpus);
+        let neighbour = self.neighbour.map(|other| format!("-beside-{other}")).unwrap_or_default();
+        let name = format!("{watch}-{}-{}x{}{neighbour}", self.workload, self.vms, self.vcpus);
         Guest { vcpus: self.vcpus, ..flat(name, self.workload, EXITS, BATCH) }
     }
 }
@@ -99,7 +100,7 @@ fn flat(name: String, workload: &str, iterations: u64, batch: u64) -> Guest {
     Guest { name, vcpus: 1, payload, lingers: false }
 }
 
-/// Measures every watcher in every case, in one run of one machine.
+/// Measures every observer in every case, in one run of one machine.
 pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
     let (mut steps, mut measured) = (Vec::new(), Vec::new());
     for (watch, start, stop) in watches() {
@@ -110,18 +111,21 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
         };
         steps.extend(start);
         steps.extend(WORKLOADS.map(|workload| alone(measure(Case::plain(workload)))));
-        steps.push(alone(measure(Case::plain(TO_USER))));
+        steps.push(alone(measure(Case::plain(USER_EXIT))));
         if watch != "ftrace" {
             for workload in WORKLOADS {
                 steps.push(alone(measure(Case { vcpus: VCPUS, ..Case::plain(workload) })));
             }
             let neighbour = flat(format!("{watch}-neighbour"), "leaf", EXITS, 0);
-            let victim = measure(Case { vms: 2, beside: Some("leaf"), ..Case::plain("rdmsr") });
+            let victim = measure(Case { vms: 2, neighbour: Some("leaf"), ..Case::plain("rdmsr") });
             steps.push(guests(vec![victim, neighbour], vec![]));
             let crowd =
-                WORKLOADS.map(|workload| alone(measure(Case { vms: OTHERS + 1, ..Case::plain(workload) })));
-            let other = |number| Guest { lingers: true, ..flat(format!("other-{number}"), "cpuid", FEW, 0) };
-            steps.push(guests((0..OTHERS).map(other).collect(), crowd.into()));
+                WORKLOADS.map(|workload| alone(measure(Case { vms: IDLE_VMS + 1, ..Case::plain(workload) })));
+            let other = |number| Guest {
+                lingers: true,
+                ..flat(format!("other-{number}"), "cpuid", IDLE_VM_EXITS, 0)
+            };
+            steps.push(guests((0..IDLE_VMS).map(other).collect(), crowd.into()));
         }
         steps.extend(stop);
     }
@@ -130,11 +134,11 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
     let mut bench: Vec<(Case, Cost)> = Vec::new();
     for (wanted, watch, case) in measured {
         let fastest = events.iter().find_map(|event| match event {
-            // Every vCPU has told its fastest batch.
+            // Every vCPU reports its fastest batch.
             Event::Guest { name, reports, .. } if *name == wanted => reports.iter().flatten().min().copied(),
             _ => None,
         });
-        let ticks = fastest.ok_or(Error::NotTold { what: "a batch's time" })?;
+        let ticks = fastest.ok_or(Error::NotReported { what: "a batch's time" })?;
         let instructions_per_exit = ticks as f64 / BATCH as f64;
         let base = bench.iter().find(|(known, cost)| *known == case && cost.watch == "none");
         let base = base.map_or(instructions_per_exit, |(_, cost)| cost.instructions_per_exit);
@@ -144,7 +148,7 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
             workload: case.workload.into(),
             vcpus: case.vcpus,
             vms: case.vms,
-            beside: case.beside.map(Into::into),
+            neighbour: case.neighbour.map(Into::into),
             instructions_per_exit,
             added: instructions_per_exit - base,
         };

@@ -6,13 +6,13 @@ use exitscope_caps::{Address, decode};
 use exitscope_model::compare::Comparison;
 use exitscope_model::{self as model, GuestView, Machine};
 use exitscope_view::course::{
-    Boot, Capabilities, CapsRegister, Control, Course, LayoutReading, Reading, Told,
+    Boot, Capabilities, CapsRegister, Control, Counts, Course, LayoutReading, Reading,
 };
 
 use crate::error::Error;
 use crate::job::{Event, Guest, Output, Payload, Step};
 use crate::progress::Progress;
-use crate::runs::report::{self, GuestKind, Options, Vmm, account_for, accounts};
+use crate::runs::report::{self, GuestKind, Options, Vmm, events_per_guest, run_and_snapshot};
 use crate::runs::session::{Lab, Paging, Setup};
 
 /// The leaves that the course's layouts use.
@@ -25,27 +25,27 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
     let isa = lab.vendor().isa();
     let classic = options(&setup, Layout::Classic);
     let mut steps = vec![classic.insert(), Step::Capabilities];
-    steps.extend(account_for(lab.vendor(), classic.guest(Paging::Nested)));
+    steps.extend(run_and_snapshot(lab.vendor(), classic.guest(Paging::Nested)));
     for &layout in Layout::ALL {
         steps.push(Step::set("layout", layout.name()));
-        steps.extend(account_for(lab.vendor(), reader(isa, layout)));
+        steps.extend(run_and_snapshot(lab.vendor(), reader(isa, layout)));
     }
     steps.push(Step::set("layout", classic.layout.name()));
     steps.extend(lab.reload_kvm(Paging::Shadow));
-    steps.extend(account_for(lab.vendor(), classic.guest(Paging::Shadow)));
+    steps.extend(run_and_snapshot(lab.vendor(), classic.guest(Paging::Shadow)));
     let events = lab.run(&setup, steps, progress)?;
 
     if isa == Isa::Vmx {
         course.capabilities = events.iter().find_map(capabilities);
     }
-    let mut told = accounts(&events);
-    let mut next = || told.next().ok_or(Error::NotTold { what: "one of its guests" });
+    let mut guests = events_per_guest(&events);
+    let mut next = || guests.next().ok_or(Error::NotReported { what: "one of its guests" });
     let nested = report::report(lab, &classic, Paging::Nested, next()?)?;
     for &layout in Layout::ALL {
         course.readings.push(reading(isa, layout, &nested.machine, next()?)?);
     }
     let shadow = report::report(lab, &classic, Paging::Shadow, next()?)?;
-    let comparison = Comparison::new(&nested, &shadow).map_err(|_| Error::NotTold { what: "one CPU" })?;
+    let comparison = Comparison::new(&nested, &shadow).map_err(|_| Error::NotReported { what: "one CPU" })?;
     course.comparisons.push(comparison);
     course.boots.push(Boot {
         guest: "Linux with a small initramfs".into(),
@@ -142,13 +142,13 @@ impl Row {
     /// What both said.
     fn reading(&self, cpuid: &Output, ours: &Output) -> Option<Reading> {
         let told = if ours.status != Some(0) {
-            Told::default()
+            Counts::default()
         } else if self.asks_reason() {
             let reason: model::Reason = serde_json::from_str(&ours.stdout).ok()?;
-            Told { exits: Some(reason.exits), cycles: Some(reason.cycles) }
+            Counts { exits: Some(reason.exits), cycles: Some(reason.cycles) }
         } else {
             let view: GuestView = serde_json::from_str(&ours.stdout).ok()?;
-            Told { exits: Some(view.total.exits), cycles: Some(view.total.cycles) }
+            Counts { exits: Some(view.total.exits), cycles: Some(view.total.cycles) }
         };
         let registers = registers(&cpuid.stdout)?;
         Some(Reading { leaf: self.leaf, subleaf: self.subleaf, registers, exitscope: told })
@@ -176,7 +176,7 @@ fn reading(isa: Isa, layout: Layout, machine: &Machine, account: &[Event]) -> Re
     let read: Option<Vec<Reading>> = (rows.len() == pairs.len())
         .then(|| rows.iter().zip(pairs).map(|(row, pair)| row.reading(&pair[0], &pair[1])).collect())
         .flatten();
-    let rows = read.ok_or(Error::NotTold { what: "what the guest read from the course's leaves" })?;
+    let rows = read.ok_or(Error::NotReported { what: "what the guest read from the course's leaves" })?;
     Ok(LayoutReading { machine: machine.clone(), layout: layout.name().into(), rows })
 }
 

@@ -5,7 +5,9 @@ use exitscope_model::{self as model, GuestView, Machine, Phase, Report, SCHEMA, 
 
 use crate::emulator::Vendor;
 use crate::error::Error;
-use crate::job::{EXITSCOPE, Event, FIRMWARE, Guest, IN_SYSTEM, Insert, Mark, Output, Payload, Step};
+use crate::job::{
+    EXITSCOPE, Event, FIRMWARE, Guest, Insert, Output, PROGRAM_IN_DEBIAN, Payload, PhaseStart, Step,
+};
 use crate::parts::cache::Cache;
 use crate::parts::debian;
 use crate::progress::Progress;
@@ -77,7 +79,7 @@ impl Options {
             (GuestKind::Linux, Vmm::Exitscope) => Payload::Linux { commands: vec![query("/init")] },
             (GuestKind::Linux, Vmm::Qemu) => Payload::Qemu { commands: vec![query("/init")], debian: false },
             (GuestKind::Debian, _) => {
-                Payload::Qemu { commands: vec![query(IN_SYSTEM), words(CPUID)], debian: true }
+                Payload::Qemu { commands: vec![query(PROGRAM_IN_DEBIAN), words(CPUID)], debian: true }
             }
         };
         Guest { name: format!("guest-{}", paging.name()), vcpus: self.vcpus, payload, lingers: false }
@@ -96,17 +98,17 @@ fn query(program: &str) -> Vec<String> {
 
 /// Runs it.
 pub fn run(lab: &Lab, options: &Options, progress: &mut Progress) -> Result<Report, Error> {
-    run_told(lab, options, progress).map(|(report, _)| report)
+    run_with_events(lab, options, progress).map(|(report, _)| report)
 }
 
-/// Runs it, and gives back all that the machine told, too.
-pub fn run_told(
+/// Runs it; gives back the machine's events beside the report.
+pub fn run_with_events(
     lab: &Lab,
     options: &Options,
     progress: &mut Progress,
 ) -> Result<(Report, Vec<Event>), Error> {
     let (mut reports, events) = run_each(lab, options, &[options.setup.paging], progress)?;
-    let report = reports.pop().ok_or(Error::NotTold { what: "its counters" })?;
+    let report = reports.pop().ok_or(Error::NotReported { what: "its counters" })?;
     Ok((report, events))
 }
 
@@ -116,7 +118,7 @@ pub fn run_both(lab: &Lab, options: &Options, progress: &mut Progress) -> Result
     let mut options = options.clone();
     options.setup.paging = Paging::Nested;
     let (reports, _) = run_each(lab, &options, &[Paging::Nested, Paging::Shadow], progress)?;
-    reports.try_into().map_err(|_| Error::NotTold { what: "its counters" })
+    reports.try_into().map_err(|_| Error::NotReported { what: "its counters" })
 }
 
 /// Runs it with each paging; the machine starts with that of the options.
@@ -137,17 +139,17 @@ fn run_each(
         if index > 0 {
             steps.extend(lab.reload_kvm(paging));
         }
-        steps.extend(account_for(lab.vendor(), options.guest(paging)));
+        steps.extend(run_and_snapshot(lab.vendor(), options.guest(paging)));
     }
     steps.push(Step::Remove { name: "exitscope".into() });
     let events = lab.run(&setup, steps, progress)?;
     let reports =
-        accounts(&events).zip(pagings).map(|(account, &paging)| report(lab, options, paging, account));
+        events_per_guest(&events).zip(pagings).map(|(events, &paging)| report(lab, options, paging, events));
     Ok((reports.collect::<Result<_, _>>()?, events))
 }
 
-/// Steps that run a guest and tell what it did and what was counted: one account.
-pub(crate) fn account_for(vendor: Vendor, guest: Guest) -> [Step; 2] {
+/// Steps that run a guest, sample its exits and take a snapshot afterwards.
+pub(crate) fn run_and_snapshot(vendor: Vendor, guest: Guest) -> [Step; 2] {
     let label = guest.name.clone();
     [
         Step::Guests { guests: vec![guest], sample_ms: Some(sample_ms(vendor)), meanwhile: vec![] },
@@ -155,35 +157,35 @@ pub(crate) fn account_for(vendor: Vendor, guest: Guest) -> [Step; 2] {
     ]
 }
 
-/// What was told of each account, in order; the first begins with what was told before it.
-pub(crate) fn accounts(events: &[Event]) -> impl Iterator<Item = &[Event]> {
+/// The events of each guest up to its snapshot, in order; the first also has those from before it.
+pub(crate) fn events_per_guest(events: &[Event]) -> impl Iterator<Item = &[Event]> {
     events.split_inclusive(|event| matches!(event, Event::Snapshot { .. }))
 }
 
-/// The report of one account.
+/// The report of one guest, from its events.
 pub(crate) fn report(
     lab: &Lab,
     options: &Options,
     paging: Paging,
-    account: &[Event],
+    events: &[Event],
 ) -> Result<Report, Error> {
     let (mut timeline, mut guest, mut snapshot) = (&[][..], None, None);
-    for event in account {
+    for event in events {
         match event {
             Event::Timeline { ticks } => timeline = ticks,
-            Event::Guest { pid, outputs, marks, .. } => guest = Some((*pid, outputs, marks)),
+            Event::Guest { pid, outputs, phase_starts, .. } => guest = Some((*pid, outputs, phase_starts)),
             Event::Snapshot { isa, tsc_khz, vms, quality, .. } => {
                 snapshot = Some((isa, *tsc_khz, vms, *quality));
             }
             _ => {}
         }
     }
-    let (pid, outputs, marks) = guest.ok_or(Error::NotTold { what: "its guest" })?;
-    let (isa, tsc_khz, vms, quality) = snapshot.ok_or(Error::NotTold { what: "its counters" })?;
-    // Other guests of the same machine have accounts of their own.
+    let (pid, outputs, phase_starts) = guest.ok_or(Error::NotReported { what: "its guest" })?;
+    let (isa, tsc_khz, vms, quality) = snapshot.ok_or(Error::NotReported { what: "its counters" })?;
+    // Other guests of the same machine have reports of their own.
     let vms: Vec<Vm> = vms.iter().filter(|vm| vm.pid == pid).cloned().collect();
     let reasons = model::merge(vms.iter().flat_map(|vm: &Vm| &vm.vcpus).flat_map(|vcpu| &vcpu.reasons));
-    let (timeline, phases) = shorten(timeline, marks);
+    let (timeline, phases) = shorten(timeline, phase_starts);
     let machine = Machine {
         emulated: true,
         emulator: lab.vendor().emulator().into(),
@@ -191,7 +193,7 @@ pub(crate) fn report(
         kernel: lab.release().into(),
         paging: paging.name().into(),
         tsc_khz,
-        instructions_to_module: instructions_to_module(account),
+        instructions_to_module: instructions_to_module(events),
     };
     Ok(Report {
         schema: SCHEMA.into(),
@@ -223,11 +225,11 @@ fn guest_view(options: &Options, outputs: &[Output]) -> Result<Option<GuestView>
         return Ok(None);
     }
     let view = outputs.first().and_then(|output| serde_json::from_str(&output.stdout).ok());
-    view.map(Some).ok_or(Error::NotTold { what: "what the guest read" })
+    view.map(Some).ok_or(Error::NotReported { what: "what the guest read" })
 }
 
 /// Leaves out ticks before the first exit, but one, with which the first phase begins, and exits that came before.
-fn shorten(ticks: &[Tick], marks: &[Mark]) -> (Vec<Tick>, Vec<Phase>) {
+fn shorten(ticks: &[Tick], phase_starts: &[PhaseStart]) -> (Vec<Tick>, Vec<Phase>) {
     let Some(start) = ticks.first() else { return (vec![], vec![]) };
     let first = ticks.iter().position(|tick| tick.exits > start.exits).unwrap_or(0).saturating_sub(1);
     let origin = ticks[first];
@@ -236,19 +238,22 @@ fn shorten(ticks: &[Tick], marks: &[Mark]) -> (Vec<Tick>, Vec<Phase>) {
         exits: tick.exits.saturating_sub(origin.exits),
     };
     let ticks: Vec<Tick> = ticks[first..].iter().map(since).collect();
-    let marks = marks.iter().map(|mark| Mark { phase: mark.phase.clone(), at: since(&mark.at) }).collect();
-    let phases = phases(&ticks, marks);
+    let phase_starts = phase_starts
+        .iter()
+        .map(|mark| PhaseStart { phase: mark.phase.clone(), at: since(&mark.at) })
+        .collect();
+    let phases = phases(&ticks, phase_starts);
     (ticks, phases)
 }
 
-/// The phases that lie between the marks, from the first tick to the last.
-fn phases(ticks: &[Tick], marks: Vec<Mark>) -> Vec<Phase> {
-    let (Some(&first), Some(&last), false) = (ticks.first(), ticks.last(), marks.is_empty()) else {
+/// The phases, each from its start to the next one's, the last one to the last tick.
+fn phases(ticks: &[Tick], phase_starts: Vec<PhaseStart>) -> Vec<Phase> {
+    let (Some(&first), Some(&last), false) = (ticks.first(), ticks.last(), phase_starts.is_empty()) else {
         return Vec::new();
     };
-    let ends = marks.iter().map(|mark| mark.at).chain([last]).collect::<Vec<_>>();
-    let begins = [Mark { phase: FIRMWARE.into(), at: first }].into_iter().chain(marks);
-    let phase = |(begin, end): (Mark, Tick)| Phase {
+    let ends = phase_starts.iter().map(|mark| mark.at).chain([last]).collect::<Vec<_>>();
+    let begins = [PhaseStart { phase: FIRMWARE.into(), at: first }].into_iter().chain(phase_starts);
+    let phase = |(begin, end): (PhaseStart, Tick)| Phase {
         name: begin.phase,
         start_ms: begin.at.t_ms,
         end_ms: end.t_ms,
@@ -274,7 +279,7 @@ mod tests {
     #[test]
     fn phases_fill_the_timeline() {
         let ticks = [(0, 0), (50, 0), (100, 7), (150, 9)].map(|(t_ms, exits)| Tick { t_ms, exits });
-        let mark = |phase: &str, t_ms, exits| Mark { phase: phase.into(), at: Tick { t_ms, exits } };
+        let mark = |phase: &str, t_ms, exits| PhaseStart { phase: phase.into(), at: Tick { t_ms, exits } };
         let (_, phases) = shorten(&ticks, &[mark("kernel", 70, 3), mark("initramfs", 110, 8)]);
         let expected = [("firmware", 0, 20, 3), ("kernel", 20, 60, 5), ("initramfs", 60, 100, 1)];
         let told: Vec<_> = phases.iter().map(|p| (p.name.as_str(), p.start_ms, p.end_ms, p.exits)).collect();

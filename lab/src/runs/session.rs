@@ -1,4 +1,4 @@
-//! One emulated machine, from what it is made of to the events that it told.
+//! One emulated machine, from its parts to the events that it sent.
 
 use std::env;
 use std::fs;
@@ -15,8 +15,9 @@ use crate::job::{
 use crate::parts::cache::Cache;
 use crate::parts::debug_kernel;
 use crate::parts::image::Image;
-use crate::parts::kernel::{self, Kernel, Series};
+use crate::parts::kernel::{self, Kernel};
 use crate::parts::modules::{self, Module};
+use crate::parts::series::Series;
 use crate::parts::tool::{self, MAKE};
 use crate::parts::vmlinux;
 use crate::progress::Progress;
@@ -26,8 +27,8 @@ use crate::progress::Progress;
 const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "msr"];
 /// Modules that a guest under QEMU needs: its port's and its disk's.
 const GUEST_MODULES_NEEDED: [&str; 3] = ["virtio_pci", "virtio_console", "virtio_blk"];
-/// How many standstills of a machine are forgiven, each said so: what `qemu::COMMAND_LINE` is to prevent.
-const MOST_STANDSTILLS: u32 = 2;
+/// How often a machine that hangs is booted again, each time with a note: `qemu::COMMAND_LINE` says why it may.
+const MAX_HANGS: u32 = 2;
 /// Modules that a machine needs only if it has a disk: under Bochs that lies in memory.
 fn modules_of_disk(vendor: Vendor) -> &'static [&'static str] {
     match vendor {
@@ -194,7 +195,7 @@ impl Lab {
         [Step::Remove { name: name.into() }, Step::Insert(insert(MODULES, name, paging))]
     }
 
-    /// Boots a machine, does the steps, and gives back what it told. Our module is not loaded unless a step
+    /// Boots a machine, does the steps, and gives back its events. Our module is not loaded unless a step
     /// does it. A step that fails and an alarm in the kernel's log are errors.
     pub fn run(&self, setup: &Setup, steps: Vec<Step>, progress: &mut Progress) -> Result<Vec<Event>, Error> {
         progress.phase("packs the emulated machine");
@@ -209,22 +210,20 @@ impl Lab {
         let path = format!("/proc/{}/fd/{}", process::id(), initrd.as_raw_fd());
         let log = self.out.join(format!("{}.log", setup.name));
         let mut machine = Machine::new(self.vendor, &self.boot_image, path, &log);
-        machine.deadline = setup.deadline * debug_kernel::patience(&self.kernel.release);
+        machine.deadline = setup.deadline * debug_kernel::timeout_factor(&self.kernel.release);
         machine.cpus = setup.cpus;
         machine.icount = setup.icount;
         machine.disk = setup.disk.clone();
-        for _ in 0..MOST_STANDSTILLS {
+        for _ in 0..MAX_HANGS {
             match self.boot(&machine, progress) {
-                Err(error @ Error::StoodStill { .. }) => {
-                    progress.note(&format!("{error}\nIt is booted anew."))
-                }
+                Err(error @ Error::Hung { .. }) => progress.note(&format!("{error}\nIt is booted anew.")),
                 result => return result,
             }
         }
         self.boot(&machine, progress)
     }
 
-    /// Boots a machine, and gives back what it told.
+    /// Boots a machine, and gives back its events.
     fn boot(&self, machine: &Machine, progress: &mut Progress) -> Result<Vec<Event>, Error> {
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
         let mut running = machine.start()?;

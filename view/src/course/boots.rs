@@ -19,7 +19,7 @@ pub fn sections(boots: &[Boot]) -> Vec<Section> {
             title: "Exits over a boot",
             question: "Does the number of exits grow at a stable rate, and how many does a full boot take?",
             commands: commands.clone(),
-            answer: measured(boots.iter().map(how_it_grows)),
+            answer: measured(boots.iter().map(growth)),
             evidence: boots.iter().flat_map(over_time).collect(),
         },
         Section {
@@ -34,7 +34,7 @@ pub fn sections(boots: &[Boot]) -> Vec<Section> {
 }
 
 /// `a full Debian system on AMD`.
-fn whose(boot: &Boot) -> String {
+fn boot_name(boot: &Boot) -> String {
     format!("{} on {}", boot.guest, boot.report.machine.vendor_name())
 }
 
@@ -46,16 +46,16 @@ fn per_second(rate: f64) -> String {
     grouped(rate.round() as u64)
 }
 
-fn how_it_grows(boot: &Boot) -> String {
+fn growth(boot: &Boot) -> String {
     let exits = grouped(boot.report.total.exits);
     let Some(rates) = Rates::of(&boot.report.timeline) else {
-        return format!("Booting {} took {exits} exits; their times are not known.", whose(boot));
+        return format!("Booting {} took {exits} exits; their times are not known.", boot_name(boot));
     };
     let spread = rates.spread();
     let mut text = format!(
         "{}. Booting {} took {exits} exits in {}. In stretches of {} ms the rate was between {} and {} exits/s with a median of {}; its coefficient of variation is {:.2}.",
         spread.verdict(),
-        whose(boot),
+        boot_name(boot),
         seconds(rates.length_ms),
         grouped(rates.step_ms),
         per_second(spread.min),
@@ -84,8 +84,8 @@ fn over_time(boot: &Boot) -> Vec<Block> {
     let mut blocks = Vec::new();
     if Rates::of(&report.timeline).is_some() {
         blocks.push(Block::Figure(Figure {
-            title: format!("Booting {}: exits per second (area) and exits so far (line)", whose(boot)),
-            description: how_it_grows(boot),
+            title: format!("Booting {}: exits per second (area) and exits so far (line)", boot_name(boot)),
+            description: growth(boot),
             chart: Chart::Timeline(report.timeline.clone(), report.phases.clone()),
         }));
     }
@@ -103,7 +103,7 @@ fn phases(boot: &Boot, phases: &[Phase]) -> Grid {
         ("Exits", Kind::Number),
         ("Exits/s", Kind::Number),
     ];
-    let mut grid = Grid::new(format!("Phases of booting {}", whose(boot)), &columns);
+    let mut grid = Grid::new(format!("Phases of booting {}", boot_name(boot)), &columns);
     for phase in phases {
         let rate = phase.rate().map_or("-".into(), grouped);
         let [from, to, exits] = [phase.start_ms, phase.end_ms, phase.exits].map(grouped);
@@ -127,7 +127,7 @@ fn most_and_least(boot: &Boot) -> String {
     let most: Vec<String> = seen.iter().take(NAMED).map(said).collect();
     let rest = &seen[most.len()..];
     let least: Vec<String> = rest.iter().rev().take(NAMED).map(said).collect();
-    let mut text = format!("Booting {}: most frequent are {}", whose(boot), list(&most));
+    let mut text = format!("Booting {}: most frequent are {}", boot_name(boot), list(&most));
     if !least.is_empty() {
         text += &format!("; least frequent of those that occur are {}", list(&least));
     }
@@ -144,7 +144,7 @@ fn most_and_least(boot: &Boot) -> String {
 fn ranking(boot: &Boot) -> Block {
     let rows = seen(boot).into_iter().map(|reason| (reason.name.to_string(), vec![reason.exits])).collect();
     Block::Figure(Figure {
-        title: format!("Exits of {} by reason, log scale", whose(boot)),
+        title: format!("Exits of {} by reason, log scale", boot_name(boot)),
         description: most_and_least(boot),
         chart: Chart::Bars(Bars { series: vec!["exits".into()], rows }),
     })
@@ -160,7 +160,7 @@ fn ranking_table(boot: &Boot) -> Block {
         (mean, Kind::Number),
     ];
     let total = boot.report.total.exits;
-    let mut grid = Grid::new(format!("Exits of {}, most frequent first", whose(boot)), &columns);
+    let mut grid = Grid::new(format!("Exits of {}, most frequent first", boot_name(boot)), &columns);
     for reason in seen(boot) {
         grid.row([
             reason.name.to_string(),

@@ -119,7 +119,7 @@ fn verdict(question: Question, row: &Reading) -> Verdict {
     if first.is_undefined() {
         return if row.exitscope.is_undefined() { Verdict::Same } else { Verdict::Other };
     }
-    let then = row.exitscope.as_in(first);
+    let then = row.exitscope.only_those_of(first);
     match (then.exits.cmp(&first.exits), then.cycles.cmp(&first.cycles)) {
         (Equal, Equal) => Verdict::Same,
         (Equal | Greater, Equal | Greater) => Verdict::More,
@@ -263,7 +263,7 @@ impl<'a> Part<'a> {
         let mut grid = Grid::new(caption, &columns);
         for &(question, row) in &self.rows {
             let told = row.decode(question);
-            let said = if told.is_undefined() { row.exitscope } else { row.exitscope.as_in(told) };
+            let said = if told.is_undefined() { row.exitscope } else { row.exitscope.only_those_of(told) };
             let registers = row.registers.map(|register| format!("{register:#010x}"));
             let asked = [format!("{:#010x}", row.leaf), row.subleaf.to_string(), self.meaning(question)];
             grid.row(asked.into_iter().chain(registers).chain([told.figures(), said.figures()]));

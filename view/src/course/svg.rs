@@ -4,27 +4,34 @@
 
 use std::fmt::Write;
 
+use maud::{Markup, html};
+
 use super::document::{Bars, Chart, Figure};
-use super::html::escape;
 use super::rate::Rates;
 use crate::text::grouped;
 use exitscope_model::{Phase, Tick};
 
 /// Draws a figure. `id` is unique in the page.
-pub fn draw(figure: &Figure, id: &str) -> String {
+pub fn draw(figure: &Figure, id: &str) -> Markup {
     let (height, drawing) = match &figure.chart {
         Chart::Bars(chart) => bars(chart),
         Chart::Timeline(ticks, phases) => match Rates::of(ticks) {
             Some(rates) => timeline(ticks, &rates, phases),
-            None => (0, String::new()),
+            None => (0, Markup::default()),
         },
     };
-    format!(
-        "<svg role=\"img\" width=\"100%\" height=\"{height}\" aria-labelledby=\"{id}-t {id}-d\">\n\
-         <title id=\"{id}-t\">{}</title>\n<desc id=\"{id}-d\">{}</desc>\n{drawing}</svg>",
-        escape(&figure.title),
-        escape(&figure.description),
-    )
+    html! {
+        svg role="img" width="100%" height=(height) aria-labelledby={ (id) "-t " (id) "-d" } {
+            title id={ (id) "-t" } { (figure.title) }
+            desc id={ (id) "-d" } { (figure.description) }
+            (drawing)
+        }
+    }
+}
+
+/// A position or length across.
+fn percent(value: f64) -> String {
+    format!("{value:.2}%")
 }
 
 /// Percent of the width that the longest bar takes; its value stands beside it.
@@ -37,38 +44,30 @@ const GAP: usize = 12;
 const SCALE: usize = 22;
 
 /// Horizontal bars, a group for each name. Returns height and drawing.
-fn bars(chart: &Bars) -> (usize, String) {
+fn bars(chart: &Bars) -> (usize, Markup) {
     let group = NAME + chart.series.len() * (BAR + 2) + GAP;
     let height = SCALE + chart.rows.len() * group;
     let most = chart.rows.iter().flat_map(|(_, counts)| counts).copied().max().unwrap_or(0).max(1);
-    let mut out = String::new();
-    for decade in (0..20).map(|power| 10_u64.pow(power)).take_while(|&decade| decade <= most) {
-        let x = along(decade, most);
-        let _ = writeln!(
-            out,
-            "<line class=\"grid\" x1=\"{x:.2}%\" x2=\"{x:.2}%\" y1=\"{SCALE}\" y2=\"{height}\"/>\
-             <text class=\"scale\" x=\"{x:.2}%\" y=\"14\" text-anchor=\"middle\">{}</text>",
-            short(decade as f64)
-        );
-    }
-    for (index, (name, counts)) in chart.rows.iter().enumerate() {
-        let top = SCALE + index * group;
-        let _ = writeln!(out, "<text class=\"name\" x=\"0\" y=\"{}\">{}</text>", top + 14, escape(name));
-        for (series, &count) in counts.iter().enumerate() {
-            let y = top + NAME + series * (BAR + 2);
-            let width = along(count, most);
-            let _ = writeln!(
-                out,
-                "<rect class=\"bar s{series}\" x=\"0\" y=\"{y}\" width=\"{width:.2}%\" height=\"{BAR}\"/>\
-                 <text class=\"value\" x=\"{width:.2}%\" dx=\"6\" y=\"{}\">{}</text>",
-                y + 11,
-                grouped(count)
-            );
+    let decades = (0..20).map(|power| 10_u64.pow(power)).take_while(|&decade| decade <= most);
+    let drawing = html! {
+        @for decade in decades {
+            @let x = percent(along(decade, most));
+            line.grid x1=(x) x2=(x) y1=(SCALE) y2=(height) {}
+            text.scale x=(x) y="14" text-anchor="middle" { (short(decade as f64)) }
         }
-        let (from, to) = (top + NAME - 2, top + group - GAP);
-        let _ = writeln!(out, "<line class=\"axis\" x1=\"0\" x2=\"0\" y1=\"{from}\" y2=\"{to}\"/>");
-    }
-    (height, out)
+        @for (index, (name, counts)) in chart.rows.iter().enumerate() {
+            @let top = SCALE + index * group;
+            text.name x="0" y=(top + 14) { (name) }
+            @for (series, &count) in counts.iter().enumerate() {
+                @let y = top + NAME + series * (BAR + 2);
+                @let width = percent(along(count, most));
+                rect class={ "bar s" (series) } x="0" y=(y) width=(width) height=(BAR) {}
+                text.value x=(width) dx="6" y=(y + 11) { (grouped(count)) }
+            }
+            line.axis x1="0" x2="0" y1=(top + NAME - 2) y2=(top + group - GAP) {}
+        }
+    };
+    (height, drawing)
 }
 
 /// Where a count ends on the log scale, in percent; the scale begins at one half, so that 1 is seen and 0 is not.
@@ -88,25 +87,23 @@ const PARTS: usize = 4;
 const UNITS: f64 = 1000.0;
 
 /// Exits per second as an area, exits so far as a line, phases as bands. Returns height and drawing.
-fn timeline(ticks: &[Tick], rates: &Rates, phases: &[Phase]) -> (usize, String) {
+fn timeline(ticks: &[Tick], rates: &Rates, phases: &[Phase]) -> (usize, Markup) {
     let top = phases.len() * LINE + 2 * LINE;
     let bottom = top + PLOT;
     let height = bottom + LINE + 6;
     let highest = round_up(rates.rates.iter().copied().fold(0.0, f64::max), ENDS);
     let most = round_up(ticks.iter().map(|tick| tick.exits).max().unwrap_or(0) as f64, ENDS);
-    let mut out = String::new();
-    bands(&mut out, rates, phases, bottom);
-    grid(&mut out, (top, bottom), highest, most);
-    times(&mut out, rates, bottom);
-    let _ = writeln!(
-        out,
-        "<svg x=\"{LEFT}%\" y=\"{top}\" width=\"{}%\" height=\"{PLOT}\" viewBox=\"0 0 {UNITS} {UNITS}\" preserveAspectRatio=\"none\">\
-         <path class=\"area\" d=\"{}\"/><path class=\"line\" vector-effect=\"non-scaling-stroke\" d=\"{}\"/></svg>",
-        RIGHT - LEFT,
-        area(rates, highest),
-        line(ticks, rates, most)
-    );
-    (height, out)
+    let drawing = html! {
+        (bands(rates, phases, top))
+        (grid((top, bottom), highest, most))
+        (times(rates, bottom))
+        svg x={ (LEFT) "%" } y=(top) width={ (RIGHT - LEFT) "%" } height=(PLOT)
+            viewBox={ "0 0 " (UNITS) " " (UNITS) } preserveAspectRatio="none" {
+            path.area d=(area(rates, highest)) {}
+            path.line vector-effect="non-scaling-stroke" d=(line(ticks, rates, most)) {}
+        }
+    };
+    (height, drawing)
 }
 
 /// Percent across of a time on the timeline's clock.
@@ -115,67 +112,48 @@ fn across(rates: &Rates, ms: u64) -> f64 {
     LEFT + (RIGHT - LEFT) * passed as f64 / rates.length_ms as f64
 }
 
-/// Shades every other phase and names each at its beginning, on a line of its own.
-fn bands(out: &mut String, rates: &Rates, phases: &[Phase], bottom: usize) {
-    let top = phases.len() * LINE + 2 * LINE;
-    let mut names = String::new();
-    for (index, phase) in phases.iter().enumerate() {
-        let [from, to] = [phase.start_ms, phase.end_ms].map(|ms| across(rates, ms));
-        let line = index * LINE;
-        let _ = writeln!(
-            out,
-            "<rect class=\"band b{}\" x=\"{from:.2}%\" y=\"{top}\" width=\"{:.2}%\" height=\"{PLOT}\"/>\
-             <line class=\"phase\" x1=\"{from:.2}%\" x2=\"{from:.2}%\" y1=\"{}\" y2=\"{bottom}\"/>",
-            index % 2,
-            (to - from).max(0.0),
-            line + 3
-        );
-        let (anchor, dx) = if from > 60.0 { ("end", -5) } else { ("start", 5) };
-        let _ = writeln!(
-            names,
-            "<text class=\"name\" x=\"{from:.2}%\" dx=\"{dx}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
-            line + 13,
-            escape(&phase.name)
-        );
+/// Shades every other phase and names each at its beginning, on a line of its own; names lie above all shades.
+fn bands(rates: &Rates, phases: &[Phase], top: usize) -> Markup {
+    let places = phases.iter().map(|phase| [phase.start_ms, phase.end_ms].map(|ms| across(rates, ms)));
+    html! {
+        @for (index, [from, to]) in places.clone().enumerate() {
+            rect class={ "band b" (index % 2) } x=(percent(from)) y=(top) width=(percent((to - from).max(0.0)))
+                height=(PLOT) {}
+            line.phase x1=(percent(from)) x2=(percent(from)) y1=(index * LINE + 3) y2=(top + PLOT) {}
+        }
+        @for (index, ([from, _], phase)) in places.zip(phases).enumerate() {
+            @let (anchor, dx) = if from > 60.0 { ("end", "-5") } else { ("start", "5") };
+            text.name x=(percent(from)) dx=(dx) y=(index * LINE + 13) text-anchor=(anchor) { (phase.name) }
+        }
     }
-    out.push_str(&names);
 }
 
 /// Both scales: rate at the left, count at the right.
-fn grid(out: &mut String, (top, bottom): (usize, usize), highest: f64, most: f64) {
-    let heads = top - 10;
-    let _ = writeln!(
-        out,
-        "<text class=\"scale\" x=\"0\" y=\"{heads}\">exits/s</text>\
-         <text class=\"scale\" x=\"100%\" y=\"{heads}\" text-anchor=\"end\">exits so far</text>"
-    );
-    for part in 0..=PARTS {
-        let y = bottom - PLOT * part / PARTS;
-        let fraction = part as f64 / PARTS as f64;
-        let _ = writeln!(
-            out,
-            "<line class=\"grid\" x1=\"{LEFT}%\" x2=\"{RIGHT}%\" y1=\"{y}\" y2=\"{y}\"/>\
-             <text class=\"scale\" x=\"{LEFT}%\" dx=\"-6\" y=\"{text}\" text-anchor=\"end\">{}</text>\
-             <text class=\"scale\" x=\"{RIGHT}%\" dx=\"6\" y=\"{text}\">{}</text>",
-            short(highest * fraction),
-            short(most * fraction),
-            text = y + 4,
-        );
+fn grid((top, bottom): (usize, usize), highest: f64, most: f64) -> Markup {
+    let (left, right) = (format!("{LEFT}%"), format!("{RIGHT}%"));
+    html! {
+        text.scale x="0" y=(top - 10) { "exits/s" }
+        text.scale x="100%" y=(top - 10) text-anchor="end" { "exits so far" }
+        @for part in 0..=PARTS {
+            @let y = bottom - PLOT * part / PARTS;
+            @let fraction = part as f64 / PARTS as f64;
+            line.grid x1=(left) x2=(right) y1=(y) y2=(y) {}
+            text.scale x=(left) dx="-6" y=(y + 4) text-anchor="end" { (short(highest * fraction)) }
+            text.scale x=(right) dx="6" y=(y + 4) { (short(most * fraction)) }
+        }
     }
 }
 
 /// Seconds along the bottom.
-fn times(out: &mut String, rates: &Rates, bottom: usize) {
+fn times(rates: &Rates, bottom: usize) -> Markup {
     let step = round_up(rates.length_ms as f64 / 6.0, DISTANCES).max(1.0);
     let marks = (0..).map(|index| index as f64 * step).take_while(|&ms| ms <= rates.length_ms as f64);
-    for ms in marks {
-        let x = across(rates, rates.start_ms + ms as u64);
-        let _ = writeln!(
-            out,
-            "<text class=\"scale\" x=\"{x:.2}%\" y=\"{}\" text-anchor=\"middle\">{} s</text>",
-            bottom + LINE,
-            short(ms / 1000.0)
-        );
+    html! {
+        @for ms in marks {
+            text.scale x=(percent(across(rates, rates.start_ms + ms as u64))) y=(bottom + LINE) text-anchor="middle" {
+                (short(ms / 1000.0)) " s"
+            }
+        }
     }
 }
 

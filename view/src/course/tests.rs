@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use roxmltree::{Document as Xml, Node, ParsingOptions};
+use roxmltree::{Document as Xml, Node};
 
 use super::*;
 use exitscope_model::{Phase, Reason, SCHEMA as REPORT, Tick, total};
@@ -49,7 +49,7 @@ fn register(address: u32, name: &str) -> CapsRegister {
     CapsRegister { address, name: name.into(), raw: 0x7F_0000_0016, controls }
 }
 
-fn reading(vendor: &str, layout: &str, rows: &[(u32, u32, [u32; 4], Told)]) -> LayoutReading {
+fn reading(vendor: &str, layout: &str, rows: &[(u32, u32, [u32; 4], Counts)]) -> LayoutReading {
     let rows = rows.iter().map(|&(leaf, subleaf, registers, exitscope)| Reading {
         leaf,
         subleaf,
@@ -59,11 +59,11 @@ fn reading(vendor: &str, layout: &str, rows: &[(u32, u32, [u32; 4], Told)]) -> L
     LayoutReading { machine: machine(vendor, "nested"), layout: layout.into(), rows: rows.collect() }
 }
 
-const fn told(exits: u64, cycles: u64) -> Told {
-    Told { exits: Some(exits), cycles: Some(cycles) }
+const fn told(exits: u64, cycles: u64) -> Counts {
+    Counts { exits: Some(exits), cycles: Some(cycles) }
 }
 
-const NOT_DEFINED: Told = Told { exits: None, cycles: None };
+const NOT_DEFINED: Counts = Counts { exits: None, cycles: None };
 
 fn readings() -> Vec<LayoutReading> {
     let undefined = [0, 0, 0, u32::MAX];
@@ -131,8 +131,10 @@ fn course() -> Course {
     }
 }
 
+/// The page's body as XML; its head has elements without an end.
 fn xml(page: &str) -> Xml<'_> {
-    Xml::parse_with_options(page, ParsingOptions { allow_dtd: true, ..ParsingOptions::default() }).unwrap()
+    let (_, body) = page.split_once("</head>").unwrap();
+    Xml::parse(body.strip_suffix("</html>").unwrap()).unwrap()
 }
 
 fn all<'a>(page: &'a Xml, tag: &'static str) -> impl Iterator<Item = Node<'a, 'a>> {
@@ -156,7 +158,7 @@ fn the_page_is_well_formed_and_fetches_nothing() {
         let page = html(&course);
         let tree = xml(&page);
         assert_eq!(all(&tree, "h2").count(), 8);
-        assert!(!page.contains("http") && !page.contains("url(") && all(&tree, "script").count() == 0);
+        assert!(["http", "url(", "<script"].iter().all(|text| !page.contains(text)));
         for link in all(&tree, "a") {
             let target = link.attribute("href").and_then(|href| href.strip_prefix('#'));
             assert!(tree.descendants().any(|node| node.attribute("id") == target));

@@ -9,10 +9,11 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{FLAVOUR, HEADERS, Series, index_modules, make_movable, named_in};
+use super::package::{self, FLAVOUR, HEADERS, index_modules, make_movable, named_in};
 use crate::error::Error;
 use crate::parts::apt::Apt;
 use crate::parts::cache::{Cache, Key};
+use crate::parts::series::Series;
 use crate::parts::shared_library;
 use crate::parts::tool::{self, DPKG_DEB};
 use crate::progress::Progress;
@@ -67,13 +68,13 @@ fn make(series: Series, directory: &Path, progress: &mut Progress) -> Result<(),
     progress.phase(format!("unpacks Linux {release}"));
     unpack(apt.packages(), directory)?;
     fs::remove_dir_all(&work).map_err(Error::io("remove", &work))?;
-    make_movable(&super::headers(directory, &release).join("Makefile"))?;
+    make_movable(&package::headers(directory, &release).join("Makefile"))?;
     index_modules(directory, &release)?;
     launch_all(&directory.join("usr"))?;
-    match super::is_complete(directory, &release) {
+    match package::is_complete(directory, &release) {
         true => Ok(()),
         false => Err(Error::PackageIncomplete {
-            path: super::image(directory, &release),
+            path: package::image(directory, &release),
             package: format!("linux-image-{release}"),
         }),
     }
@@ -181,5 +182,14 @@ mod tests {
         let said = |path: &Path| tool::output(Command::new(path).args(["two  words", "*"])).unwrap();
         assert_eq!(said(&program), "two  words *\n");
         assert_eq!(said(&link), "two  words *\n");
+    }
+
+    #[test]
+    fn a_series_that_is_gone_says_what_to_do() {
+        let error = Error::NoSuchKernel { series: Series::V7_2, suite: "sid" }.to_string();
+        assert!(
+            error.contains("Debian sid") && error.contains("7.2") && error.contains("--kernel"),
+            "{error}"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Asks the module's device for things that make no sense, as a program with a bug or bad intent might: each must give
-//! an error, and nothing in the kernel may break. For the tests, which look at the kernel's log afterwards.
+//! Fuzzes the module's device: random invalid ioctls, mappings, reads, writes and parameters, each of which must fail.
+//!
+//! For the tests, which then look at the kernel's log.
 
 use std::fs;
 use std::io;
@@ -10,14 +11,14 @@ use std::ptr;
 use exitscope_abi::control::{Policy, RESET, SET_POLICY};
 use exitscope_abi::region::{MAX_PAGES, PAGE_SIZE};
 
-/// What was asked for, and what was granted though it must not be, is an error.
-pub fn abuse(device: &Path, seed: u64, requests: u32) -> io::Result<()> {
+/// Makes `requests` rounds of random requests. The error names the first that succeeded though it must not.
+pub fn fuzz_device(device: &Path, seed: u64, requests: u32) -> io::Result<()> {
     let mut random = Random(seed);
     for number in 0..requests {
-        let file = Opened::new(device, random.one_of(&[libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR]))?;
+        let file = Device::new(device, random.one_of(&[libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR]))?;
         for _ in 0..8 {
             let request = random.below(8);
-            let granted = match request {
+            let result = match request {
                 0 | 1 => file.control(&mut random),
                 2 | 3 => file.map(&mut random),
                 4 => file.read_or_write(&mut random),
@@ -25,7 +26,7 @@ pub fn abuse(device: &Path, seed: u64, requests: u32) -> io::Result<()> {
                 6 => parameters(&mut random),
                 _ => file.others(&mut random),
             };
-            if let Err(what) = granted {
+            if let Err(what) = result {
                 return Err(io::Error::other(format!("seed {seed}, request {number}: {what}")));
             }
         }
@@ -33,8 +34,8 @@ pub fn abuse(device: &Path, seed: u64, requests: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// What must not have been granted.
-type Judged = Result<(), String>;
+/// `Err` names a request that succeeded though it must not.
+type Verdict = Result<(), String>;
 
 /// Numbers that look random, the same for the same seed (SplitMix64).
 struct Random(u64);
@@ -55,8 +56,8 @@ impl Random {
         choices[self.below(choices.len() as u64) as usize]
     }
 
-    /// A number that is often at some border.
-    fn borderline(&mut self) -> u64 {
+    /// A number that is often at or next to a limit.
+    fn boundary_value(&mut self) -> u64 {
         let end = (MAX_PAGES * PAGE_SIZE) as u64;
         let around =
             self.one_of(&[0, 1, 4096, end, end - 4096, 1 << 31, 1 << 32, 1 << 47, 1 << 63, u64::MAX]);
@@ -68,19 +69,19 @@ impl Random {
     }
 }
 
-struct Opened {
+struct Device {
     number: libc::c_int,
     flags: libc::c_int,
 }
 
-impl Drop for Opened {
+impl Drop for Device {
     fn drop(&mut self) {
         // SAFETY: the file is ours, and nobody uses it any more.
         unsafe { libc::close(self.number) };
     }
 }
 
-impl Opened {
+impl Device {
     fn new(path: &Path, flags: libc::c_int) -> io::Result<Self> {
         let mut name = path.as_os_str().as_bytes().to_vec();
         name.push(0);
@@ -93,7 +94,7 @@ impl Opened {
         self.flags != libc::O_RDONLY
     }
 
-    fn control(&self, random: &mut Random) -> Judged {
+    fn control(&self, random: &mut Random) -> Verdict {
         let known = random.one_of(&[SET_POLICY, RESET]);
         let request = match random.below(4) {
             0 => random.next() as u32,
@@ -103,12 +104,12 @@ impl Opened {
         // No VM of the tests has these numbers.
         let policy = Policy {
             vm: if random.below(8) == 0 { 0 } else { random.next() | 1 << 40 },
-            expose: random.borderline() as u32,
+            expose: random.boundary_value() as u32,
             reserved: random.below(2) as u32,
         };
         let address = match random.below(3) {
             0 => ptr::from_ref(&policy).addr() as u64,
-            _ => random.borderline(),
+            _ => random.boundary_value(),
         };
         // SAFETY: the module's requests read at most a `Policy` from the address, and the kernel checks it.
         let result = unsafe { libc::syscall(libc::SYS_ioctl, self.number, request, address) };
@@ -116,8 +117,8 @@ impl Opened {
         if result == 0 && !may_succeed { Err(format!("ioctl {request:#x} of {address:#x}")) } else { Ok(()) }
     }
 
-    fn map(&self, random: &mut Random) -> Judged {
-        let (length, offset) = (random.borderline() as usize, random.borderline() & !0xFFF);
+    fn map(&self, random: &mut Random) -> Verdict {
+        let (length, offset) = (random.boundary_value() as usize, random.boundary_value() & !0xFFF);
         let protection = random.below(8) as libc::c_int;
         let kind =
             random.one_of(&[libc::MAP_SHARED, libc::MAP_PRIVATE, libc::MAP_SHARED | libc::MAP_POPULATE]);
@@ -149,24 +150,25 @@ impl Opened {
         if within { Ok(()) } else { Err(format!("a mapping of {length:#x} bytes at {offset:#x}")) }
     }
 
-    fn read_or_write(&self, random: &mut Random) -> Judged {
+    fn read_or_write(&self, random: &mut Random) -> Verdict {
         let call = random.one_of(&[libc::SYS_read, libc::SYS_write, libc::SYS_pread64, libc::SYS_pwrite64]);
         let mut buffer = [0_u8; 64];
         let address = random.one_of(&[buffer.as_mut_ptr().addr(), 0]);
         // SAFETY: at most as many bytes as the buffer has; an address that is not ours is refused by the kernel.
-        let result = unsafe { libc::syscall(call, self.number, address, buffer.len(), random.borderline()) };
+        let result =
+            unsafe { libc::syscall(call, self.number, address, buffer.len(), random.boundary_value()) };
         if result > 0 { Err(format!("system call {call}")) } else { Ok(()) }
     }
 
-    fn seek(&self, random: &mut Random) -> Judged {
-        let (offset, whence) = (random.borderline(), random.below(8));
+    fn seek(&self, random: &mut Random) -> Verdict {
+        let (offset, whence) = (random.boundary_value(), random.below(8));
         // SAFETY: changes the file's position only.
         unsafe { libc::syscall(libc::SYS_lseek, self.number, offset, whence) };
         Ok(())
     }
 
-    fn others(&self, random: &mut Random) -> Judged {
-        let length = random.borderline();
+    fn others(&self, random: &mut Random) -> Verdict {
+        let length = random.boundary_value();
         // SAFETY: these concern the file only.
         let results = unsafe {
             [
@@ -185,7 +187,7 @@ fn request_of_any_file(request: u32) -> bool {
     [libc::FIOCLEX, libc::FIONCLEX, libc::FIONBIO, libc::FIOASYNC].contains(&request)
 }
 
-fn parameters(random: &mut Random) -> Judged {
+fn parameters(random: &mut Random) -> Verdict {
     let name = random.one_of(&["expose", "layout", "pages"]);
     let length = random.one_of(&[0, 1, 3, 64, 4095, 4096, 5000]);
     let text: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
