@@ -81,6 +81,7 @@ struct Parted<'a> {
     counters: &'a Counters,
     since: u64,
     user: u64,
+    polled: u64,
     halted: u64,
     /// When it went to user space, where it still is.
     left: Option<u64>,
@@ -133,10 +134,14 @@ impl<'a> Timer<'a> {
         self.since = CLOSED;
         parted.come_back(now);
         let Some(cycles) = elapsed(parted.since, now) else { return Odd::Backwards };
+        // Each part is of what the ones before it have left, so that together they are never more than the whole.
         let user = parted.user.min(cycles);
+        let polled = parted.polled.min(cycles - user);
+        let halted = parted.halted.min(cycles - user - polled);
         time(parted.counters, cycles);
         add(&parted.counters.user, user);
-        add(&parted.counters.halted, parted.halted.min(cycles - user));
+        add(&parted.counters.polled, polled);
+        add(&parted.counters.halted, halted);
         Odd::Timed
     }
 
@@ -144,7 +149,7 @@ impl<'a> Timer<'a> {
     pub fn part(&mut self) {
         if self.since < CLOSED {
             let (counters, since) = (self.open, self.since);
-            self.parted = Some(Parted { counters, since, user: 0, halted: 0, left: None });
+            self.parted = Some(Parted { counters, since, user: 0, polled: 0, halted: 0, left: None });
             self.since = PARTED;
         }
     }
@@ -164,11 +169,13 @@ impl<'a> Timer<'a> {
         }
     }
 
-    /// In the exit that is open, the vCPU was halted or blocked for so many cycles.
-    pub fn halted(&mut self, cycles: u64) {
+    /// In the exit that is open, the vCPU was halted or blocked: its thread polled for so many cycles, and slept for
+    /// so many.
+    pub fn halt(&mut self, polled: u64, halted: u64) {
         self.part();
         if let Some(parted) = self.parted() {
-            parted.halted = parted.halted.saturating_add(cycles);
+            parted.polled = parted.polled.saturating_add(polled);
+            parted.halted = parted.halted.saturating_add(halted);
         }
     }
 
@@ -218,6 +225,7 @@ pub fn absorb(into: &Counters, from: &Counters) {
     add(&into.cycles, from.cycles.load(Relaxed));
     add(&into.user, from.user.load(Relaxed));
     add(&into.halted, from.halted.load(Relaxed));
+    add(&into.polled, from.polled.load(Relaxed));
     into.min.store(into.min.load(Relaxed).min(from.min.load(Relaxed)), Relaxed);
     into.max.store(into.max.load(Relaxed).max(from.max.load(Relaxed)), Relaxed);
     for (into, from) in into.histogram.iter().zip(&from.histogram) {
@@ -234,6 +242,7 @@ pub fn copy(into: &Counters, from: &Counters) {
         (&into.max, &from.max),
         (&into.user, &from.user),
         (&into.halted, &from.halted),
+        (&into.polled, &from.polled),
     ];
     for (into, from) in pairs.into_iter().chain(into.histogram.iter().zip(&from.histogram)) {
         into.store(from.load(Relaxed), Relaxed);
@@ -401,27 +410,28 @@ mod tests {
         assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 5));
     }
 
-    /// Cycles in all, in user space and halted of the one CPUID exit.
-    fn split(vcpu: &Vcpu) -> [u64; 3] {
+    /// Cycles in all, in user space, polled and halted of the one CPUID exit.
+    fn split(vcpu: &Vcpu) -> [u64; 4] {
         let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
-        [&counters.cycles, &counters.user, &counters.halted].map(|counter| counter.load(Relaxed))
+        [&counters.cycles, &counters.user, &counters.polled, &counters.halted]
+            .map(|counter| counter.load(Relaxed))
     }
 
     #[test]
-    fn user_space_and_halts_are_told_apart() {
+    fn user_space_polling_and_halts_are_told_apart() {
         let mut vcpu = Vcpu::new(Isa::Svm);
         vcpu.exit(0x72, 10);
-        vcpu.timer.halted(500);
+        vcpu.timer.halt(70, 500);
         vcpu.timer.leave(1_000);
         vcpu.timer.come_back(1_300);
         vcpu.timer.leave(1_310);
         vcpu.timer.come_back(1_400);
         assert!(!vcpu.timer.entry(2_010));
         assert_eq!(vcpu.timer.odd_entry(2_010), Odd::Timed);
-        assert_eq!(split(&vcpu), [2_000, 390, 500]);
+        assert_eq!(split(&vcpu), [2_000, 390, 70, 500]);
         // Done with: the next entry has no exit.
         assert_eq!(vcpu.timer.odd_entry(3_000), Odd::Unannounced);
-        assert_eq!(split(&vcpu), [2_000, 390, 500]);
+        assert_eq!(split(&vcpu), [2_000, 390, 70, 500]);
     }
 
     #[test]
@@ -430,9 +440,32 @@ mod tests {
         vcpu.exit(0x72, 1_000);
         vcpu.timer.leave(900);
         vcpu.timer.come_back(2_000);
-        vcpu.timer.halted(u64::MAX);
+        vcpu.timer.halt(u64::MAX, u64::MAX);
         assert_eq!(vcpu.timer.odd_entry(1_100), Odd::Timed);
-        assert_eq!(split(&vcpu), [100, 100, 0]);
+        assert_eq!(split(&vcpu), [100, 100, 0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_part_is_clamped_to_what_the_ones_before_it_left(
+            cycles in 0..1_000_u64,
+            away in 0..1_000_u64,
+            halts in prop::collection::vec((0..1_000_u64, 0..1_000_u64), 0..4),
+        ) {
+            let mut vcpu = Vcpu::new(Isa::Svm);
+            vcpu.exit(0x72, 0);
+            vcpu.timer.leave(0);
+            vcpu.timer.come_back(away);
+            for &(polled, halted) in &halts {
+                vcpu.timer.halt(polled, halted);
+            }
+            prop_assert_eq!(vcpu.timer.odd_entry(cycles), Odd::Timed);
+            let sum = |of: fn(&(u64, u64)) -> u64| halts.iter().map(of).sum::<u64>();
+            let user = away.min(cycles);
+            let polled = sum(|halt| halt.0).min(cycles - user);
+            let halted = sum(|halt| halt.1).min(cycles - user - polled);
+            prop_assert_eq!(split(&vcpu), [cycles, user, polled, halted]);
+        }
     }
 
     #[test]
@@ -443,7 +476,7 @@ mod tests {
         vcpu.exit(0x7c, 20);
         assert!(vcpu.timer.entry(30));
         assert_eq!(vcpu.timer.odd_entry(1_000), Odd::Unannounced);
-        assert_eq!(split(&vcpu), [0; 3]);
+        assert_eq!(split(&vcpu), [0; 4]);
     }
 
     #[test]

@@ -28,8 +28,8 @@ enum Event {
     /// To user space, and back.
     Leave,
     ComeBack,
-    /// Halted for so many cycles.
-    Halt(u64),
+    /// Halted: polled for so many cycles, and slept for so many.
+    Halt(u64, u64),
     /// The clock goes on by so many ticks, or back.
     Tick(i64),
 }
@@ -43,7 +43,7 @@ const EVENTS: [Event; 11] = [
     Event::Entry,
     Event::Leave,
     Event::ComeBack,
-    Event::Halt(40),
+    Event::Halt(30, 40),
     Event::Tick(1),
     Event::Tick(300),
     Event::Tick(-1),
@@ -111,7 +111,7 @@ impl<'a> Real<'a> {
             Event::Entry => return Some(self.timer.odd_entry(now)),
             Event::Leave => self.timer.leave(now),
             Event::ComeBack => self.timer.come_back(now),
-            Event::Halt(cycles) => self.timer.halted(cycles),
+            Event::Halt(polled, halted) => self.timer.halt(polled, halted),
             Event::Tick(_) => {}
         }
         None
@@ -123,6 +123,7 @@ struct Open {
     account: usize,
     since: i64,
     user: i64,
+    polled: i64,
     halted: i64,
     left: Option<i64>,
 }
@@ -141,8 +142,9 @@ struct Model {
     exits: [u64; 4],
     /// Cycles of the timed exits.
     timed: [Vec<u64>; 4],
-    /// Cycles in user space and halted.
+    /// Cycles in user space, polled and halted.
     user: [u64; 4],
+    polled: [u64; 4],
     halted: [u64; 4],
     open: Option<Open>,
     /// Exits whose duration will never be known.
@@ -157,12 +159,17 @@ impl Model {
                 let account = if has_room { index.min(2) } else { OVERFLOW };
                 self.exits[account] += 1;
                 self.lost += u64::from(self.open.is_some());
-                self.open = Some(Open { account, since: now, user: 0, halted: 0, left: None });
+                self.open = Some(Open { account, since: now, user: 0, polled: 0, halted: 0, left: None });
             }
             Event::Entry => return Some(self.entry(now)),
             Event::Leave => self.open.iter_mut().for_each(|open| open.left = Some(now)),
             Event::ComeBack => self.open.iter_mut().for_each(|open| open.come_back(now)),
-            Event::Halt(cycles) => self.open.iter_mut().for_each(|open| open.halted += cycles as i64),
+            Event::Halt(polled, halted) => {
+                if let Some(open) = &mut self.open {
+                    open.polled += polled as i64;
+                    open.halted += halted as i64;
+                }
+            }
             Event::Tick(_) => {}
         }
         None
@@ -179,7 +186,9 @@ impl Model {
         let user = open.user.min(cycles);
         self.timed[open.account].push(cycles as u64);
         self.user[open.account] += user as u64;
-        self.halted[open.account] += open.halted.min(cycles - user) as u64;
+        let polled = open.polled.min(cycles - user);
+        self.polled[open.account] += polled as u64;
+        self.halted[open.account] += open.halted.min(cycles - user - polled) as u64;
         Odd::Timed
     }
 }
@@ -213,9 +222,13 @@ fn run(events: &[Event], taken: &[Counters]) {
     for (counters, (exits, timed)) in counters.iter().zip(model.exits.into_iter().zip(&model.timed)) {
         check(counters, exits, timed);
     }
-    for (counters, (user, halted)) in counters.iter().zip(model.user.into_iter().zip(model.halted)) {
-        assert_eq!([&counters.user, &counters.halted].map(|counter| counter.load(Relaxed)), [user, halted]);
-        assert!(user + halted <= counters.cycles.load(Relaxed), "parts of the cycles are no more than they");
+    for (account, counters) in counters.iter().enumerate() {
+        let parts = [&counters.user, &counters.polled, &counters.halted].map(|counter| counter.load(Relaxed));
+        assert_eq!(parts, [model.user[account], model.polled[account], model.halted[account]]);
+        assert!(
+            parts.iter().sum::<u64>() <= counters.cycles.load(Relaxed),
+            "the parts of the cycles are no more than they"
+        );
     }
     let exits = events.iter().filter(|event| matches!(event, Event::Exit(_))).count() as u64;
     let timed = model.timed.concat();

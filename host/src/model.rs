@@ -109,7 +109,7 @@ pub struct Reason {
     pub name: Cow<'static, str>,
     /// Exits.
     pub exits: u64,
-    /// Cycles of all timed exits: the sum of the next three, where they are told.
+    /// Cycles of all timed exits: the sum of the next four, where they are told.
     pub cycles: u64,
     /// Of these, those in the host's kernel, time that the vCPU's thread waited for a CPU included.
     #[serde(default)]
@@ -117,7 +117,10 @@ pub struct Reason {
     /// Those in the VMM's user space: between KVM_RUN's return and its next call.
     #[serde(default)]
     pub user: u64,
-    /// Those that the vCPU was halted or blocked, polling included.
+    /// Those of halt polling: the vCPU was halted, and its thread kept its CPU and looked for a wake-up.
+    #[serde(default)]
+    pub polled: u64,
+    /// Those that the vCPU's thread slept, as its vCPU was halted or blocked.
     #[serde(default)]
     pub halted: u64,
     /// Fewest cycles of one exit; 0 when none was timed.
@@ -144,6 +147,7 @@ impl Reason {
         self.cycles = self.cycles.saturating_sub(before.cycles);
         self.kernel = self.kernel.saturating_sub(before.kernel);
         self.user = self.user.saturating_sub(before.user);
+        self.polled = self.polled.saturating_sub(before.polled);
         self.halted = self.halted.saturating_sub(before.halted);
         let gone: BTreeMap<u64, u64> = before.histogram.iter().copied().collect();
         for (low, count) in &mut self.histogram {
@@ -167,6 +171,7 @@ impl Reason {
         self.cycles = self.cycles.wrapping_add(other.cycles);
         self.kernel = self.kernel.wrapping_add(other.kernel);
         self.user = self.user.wrapping_add(other.user);
+        self.polled = self.polled.wrapping_add(other.polled);
         self.halted = self.halted.wrapping_add(other.halted);
         self.untimed = self.untimed.wrapping_add(other.untimed);
         let mut buckets: BTreeMap<u64, u64> = self.histogram.drain(..).collect();
@@ -206,6 +211,9 @@ impl Vm {
 pub struct Vcpu {
     /// KVM's id.
     pub id: u32,
+    /// The thread that ran it when its first exit was seen, in the initial PID namespace; 0 in the sum of retired VMs.
+    #[serde(default)]
+    pub thread: u32,
     /// Exits that KVM did not announce: it re-entered the guest, which was known to be in it already.
     #[serde(default)]
     pub unannounced: u64,

@@ -311,8 +311,8 @@ fn read(cell: &Counters, isa: Option<Isa>) -> Option<Cell> {
             let vcpu: &VcpuCell = view(cell);
             let [unannounced, backwards] =
                 [&vcpu.unannounced, &vcpu.backwards].map(|count| count.load(Relaxed));
-            let id = vcpu.id.load(Relaxed);
-            Cell::Vcpu(owner, Vcpu { id, unannounced, backwards, ..Vcpu::default() })
+            let [id, thread] = [&vcpu.id, &vcpu.thread].map(|number| number.load(Relaxed));
+            Cell::Vcpu(owner, Vcpu { id, thread, unannounced, backwards, ..Vcpu::default() })
         }
         kind::COUNTERS => Cell::Reason(owner, reason(cell, head.code.load(Relaxed).into(), isa?)),
         kind::OVERFLOW => Cell::Reason(owner, reason(cell, OVERFLOW, isa?)),
@@ -344,7 +344,7 @@ fn reason(counters: &Counters, code: u64, isa: Isa) -> Reason {
     let buckets = counts.iter().enumerate().map(|(bucket, &count)| (bucket_low(bucket), count));
     histogram.extend(buckets.filter(|&(_, count)| count > 0));
     // Parts before the whole, and exits after the histogram, so that neither falls short of what is in it.
-    let [user, halted] = [&counters.user, &counters.halted].map(read);
+    let [user, polled, halted] = [&counters.user, &counters.polled, &counters.halted].map(read);
     fence(Acquire);
     let [min, max, cycles, exits] =
         [&counters.min, &counters.max, &counters.cycles, &counters.exits].map(read);
@@ -353,8 +353,9 @@ fn reason(counters: &Counters, code: u64, isa: Isa) -> Reason {
         name: model::name(isa, code),
         exits,
         cycles,
-        kernel: cycles.saturating_sub(user).saturating_sub(halted),
+        kernel: cycles.saturating_sub(user).saturating_sub(polled).saturating_sub(halted),
         user,
+        polled,
         halted,
         min: if min == u64::MAX { 0 } else { min },
         max,

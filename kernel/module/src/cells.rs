@@ -212,8 +212,11 @@ impl Pool {
     }
 
     /// A cell for a vCPU of a VM.
-    pub fn take_vcpu(&mut self, vm: Number, id: u32, life: u16) -> Option<Number> {
-        let fill = |vcpu: &VcpuCell| vcpu.id.store(id, Relaxed);
+    pub fn take_vcpu(&mut self, vm: Number, id: u32, thread: u32, life: u16) -> Option<Number> {
+        let fill = |vcpu: &VcpuCell| {
+            vcpu.id.store(id, Relaxed);
+            vcpu.thread.store(thread, Relaxed);
+        };
         self.take(kind::VCPU, vm, 0, life, fill).map(|(number, _)| number)
     }
 
@@ -265,8 +268,8 @@ fn most_pages() -> usize {
 
 /// Zeroes all of a cell but its head.
 fn clear(cell: &Counters) {
-    let Counters { head: _, exits, cycles, min, max, user, halted, histogram } = cell;
-    for word in [exits, cycles, min, max, user, halted].into_iter().chain(histogram) {
+    let Counters { head: _, exits, cycles, min, max, user, halted, polled, histogram } = cell;
+    for word in [exits, cycles, min, max, user, halted, polled].into_iter().chain(histogram) {
         word.store(0, Relaxed);
     }
 }

@@ -14,9 +14,10 @@ use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
 use exitscope_abi::reason::Isa;
 use exitscope_core::{Odd, Setting, Table, answer};
 
+use crate::ffi::{self, HaltNs};
 use crate::registry::{WholeHost, counters, enroll, find, find_surely};
+use crate::setting;
 use crate::slot::{OwnVm, Slot};
-use crate::{ffi, setting};
 
 /// VMCS field "exit reason" (SDM vol. 3 appendix B).
 const VMCS_EXIT_REASON: u64 = 0x4402;
@@ -45,8 +46,8 @@ pub struct Asked {
 #[derive(Clone, Copy, Debug)]
 pub struct Blocked {
     since: u64,
-    /// Where KVM itself times it: how long the vCPU had been halted until then, in ns.
-    halted_ns: Option<u64>,
+    /// Where KVM itself times it: how long the vCPU had been halted until then.
+    before: Option<HaltNs>,
 }
 
 /// A vCPU has left the guest, on a CPU with SVM.
@@ -235,8 +236,8 @@ unsafe fn stops(vcpu: *mut c_void, halts: bool) {
     unsafe {
         let clock = slot.clock();
         clock.part();
-        let halted_ns = if halts { Some(ffi::exitscope_vcpu_halted_ns(vcpu)) } else { None };
-        clock.blocked.get_or_insert(Blocked { since: _rdtsc(), halted_ns });
+        let before = if halts { Some(ffi::exitscope_vcpu_halt(vcpu)) } else { None };
+        clock.blocked.get_or_insert(Blocked { since: _rdtsc(), before });
     }
 }
 
@@ -248,12 +249,11 @@ unsafe fn settle(slot: &Slot, vcpu: *mut c_void, now: u64) {
     // SAFETY: as the caller promises.
     unsafe {
         let clock = slot.clock();
-        let Some(Blocked { since, halted_ns }) = clock.blocked.take() else { return };
-        let ticks = match halted_ns {
-            Some(before) => ticks(ffi::exitscope_vcpu_halted_ns(vcpu).saturating_sub(before)),
-            None => now.saturating_sub(since),
-        };
-        clock.timer.halted(ticks);
+        let Some(Blocked { since, before }) = clock.blocked.take() else { return };
+        let Some(before) = before else { return clock.timer.halt(0, now.saturating_sub(since)) };
+        let after = ffi::exitscope_vcpu_halt(vcpu);
+        let polled = ticks(after.polled.saturating_sub(before.polled));
+        clock.timer.halt(polled, ticks(after.waited.saturating_sub(before.waited)));
     }
 }
 

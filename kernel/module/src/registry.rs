@@ -160,7 +160,7 @@ pub fn start() -> Option<()> {
     let started = with(|registry| {
         registry.pool.start()?;
         let vm = registry.add_vm(ptr::null_mut(), state::RETIRED)?;
-        let retired = registry.add_slot(0, vm, state::RETIRED)?;
+        let retired = registry.add_slot(0, 0, vm, state::RETIRED)?;
         registry.retired = Some(retired);
         // SAFETY: a slot, which is what the variable holds; it is of no vCPU, so every guess is wrong at first.
         unsafe { ffi::exitscope_set_current(ptr::from_ref(retired).cast()) };
@@ -230,14 +230,16 @@ impl Registry {
             header.isa.store(isa as u32, Relaxed);
         }
         // SAFETY: the vCPU is alive, its event is being handled.
-        let (kvm, id) = unsafe { (ffi::exitscope_vcpu_vm(vcpu), ffi::exitscope_vcpu_id(vcpu)) };
+        let (kvm, id, thread) = unsafe {
+            (ffi::exitscope_vcpu_vm(vcpu), ffi::exitscope_vcpu_id(vcpu), ffi::exitscope_current_thread())
+        };
         // SAFETY: the lock is held.
         let known = self.vms().find(|vm| unsafe { vm.guarded().kvm } == kvm);
         let vm = match known {
             Some(vm) => vm,
             None => self.add_vm(kvm, state::LIVE)?,
         };
-        let Some(slot) = self.add_slot(id, vm, state::LIVE) else {
+        let Some(slot) = self.add_slot(id, thread, vm, state::LIVE) else {
             if known.is_none() {
                 self.drop_newest_vm();
             }
@@ -278,10 +280,10 @@ impl Registry {
         self.drop_vm(vm);
     }
 
-    fn add_slot(&mut self, id: u32, vm: &'static Vm, life: u16) -> Option<&'static Slot> {
+    fn add_slot(&mut self, id: u32, thread: u32, vm: &'static Vm, life: u16) -> Option<&'static Slot> {
         // SAFETY: the lock is held.
         let guarded = unsafe { vm.guarded() };
-        let cell = self.pool.take_vcpu(guarded.cell, id, life)?;
+        let cell = self.pool.take_vcpu(guarded.cell, id, thread, life)?;
         let Some(overflow) = self.pool.take_counters(kind::OVERFLOW, cell, 0) else {
             self.pool.give_back(cell);
             return None;
