@@ -28,5 +28,5 @@ pub mod btf;
 mod sum;
 
 pub use account::{EXTRA_CODES, Odd, Place, SLOTS, Table, Timer, absorb, copy, locate};
-pub use answer::{Figured, Setting, answer};
+pub use answer::{Accounts, Setting, answer};
 pub use sum::Sum;

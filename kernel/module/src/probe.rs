@@ -327,7 +327,7 @@ unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Asked) {
     let expose = slot.vm().expose();
     let setting = Setting { expose, layout: setting::layout(), isa };
     let answered = match expose {
-        Expose::Host => answer(setting, leaf, sub_leaf, &WholeHost(isa)),
+        Expose::Host => answer(setting, leaf, sub_leaf, &WholeHost(slot, isa)),
         Expose::Vm | Expose::Off => answer(setting, leaf, sub_leaf, &OwnVm(slot, isa)),
     };
     let Some(Registers { eax, ebx, ecx, edx }) = answered else { return };

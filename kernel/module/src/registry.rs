@@ -12,10 +12,10 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU64};
 
-use exitscope_abi::leaf::{Expose, Scope};
+use exitscope_abi::leaf::{Expose, Reasons, Scope};
 use exitscope_abi::reason::{Isa, MAX_REASONS};
 use exitscope_abi::region::{Counters, EXPOSE_AS_MODULE, kind, state};
-use exitscope_core::{Figured, Place, Sum, Table, absorb, copy, locate};
+use exitscope_core::{Accounts, Place, Sum, Table, absorb, copy, locate};
 
 use crate::cells::{self, Pool};
 use crate::ffi;
@@ -38,14 +38,19 @@ const BUCKETS: usize = 4096;
 /// The hash table: chains of slots, linked through [`Slot::next`].
 static TABLE: [AtomicPtr<Slot>; BUCKETS] = [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS];
 
-/// What a policy of `host` shows: every VM that there is or was.
-pub struct WholeHost(pub Isa);
+/// What a policy of `host` shows to a vCPU: itself, and every VM that there is or was.
+pub struct WholeHost<'a>(pub &'a Slot, pub Isa);
 
-impl Figured for WholeHost {
-    fn sum(&self, scope: Scope) -> Sum {
+impl Accounts for WholeHost<'_> {
+    fn sum(&self, scope: Scope, reasons: Reasons) -> Sum {
         let mut sum = Sum::default();
-        with(|registry| registry.vms().for_each(|vm| vm.add_to(&mut sum, self.0, scope)));
-        if let (Scope::All | Scope::Undefined, Some(header)) = (scope, cells::header()) {
+        if scope == Scope::Vcpu {
+            // No more than its own slot is read, so neither the lock nor the number of vCPUs matters.
+            self.0.add_to(&mut sum, self.1, reasons);
+            return sum;
+        }
+        with(|registry| registry.vms().for_each(|vm| vm.add_to(&mut sum, self.1, reasons)));
+        if let (Reasons::All | Reasons::Undefined, Some(header)) = (reasons, cells::header()) {
             sum.add_exits(header.unaccounted.load(Relaxed));
         }
         sum

@@ -7,10 +7,10 @@ use core::ptr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 
-use exitscope_abi::leaf::{Expose, Scope};
+use exitscope_abi::leaf::{Expose, Reasons, Scope};
 use exitscope_abi::reason::{Isa, MAX_REASONS};
 use exitscope_abi::region::{Counters, VcpuCell};
-use exitscope_core::{Figured, SLOTS, Sum, Table, Timer};
+use exitscope_core::{Accounts, SLOTS, Sum, Table, Timer};
 
 use crate::cells::{self, Number};
 use crate::probe::{Asked, Blocked};
@@ -181,21 +181,22 @@ impl Slot {
         self.own.get(place / 64).is_some_and(|bits| bits.load(Acquire) >> (place % 64) & 1 == 1)
     }
 
-    fn add_to(&self, sum: &mut Sum, isa: Isa, scope: Scope) {
+    /// Adds what it has of these reasons.
+    pub fn add_to(&self, sum: &mut Sum, isa: Isa, reasons: Reasons) {
         let mut add = |place| {
             if let Some(counters) = self.get(place) {
                 sum.add(counters);
             }
         };
-        match scope {
-            Scope::Nothing => {}
-            Scope::All => self.owned().for_each(add),
-            Scope::Reason(code) => {
-                if let Some(place) = isa.dense(code).filter(|&place| self.owns(place)) {
+        match reasons {
+            Reasons::None => {}
+            Reasons::All => self.owned().for_each(add),
+            Reasons::One(code) => {
+                if let Some(place) = isa.dense_nospec(code).filter(|&place| self.owns(place)) {
                     add(place);
                 }
             }
-            Scope::Undefined => self.owned().filter(|&place| place >= MAX_REASONS).for_each(add),
+            Reasons::Undefined => self.owned().filter(|&place| place >= MAX_REASONS).for_each(add),
         }
     }
 }
@@ -247,8 +248,8 @@ impl Vm {
     }
 
     /// Adds what all its vCPUs have.
-    pub fn add_to(&self, sum: &mut Sum, isa: Isa, scope: Scope) {
-        self.slots().for_each(|slot| slot.add_to(sum, isa, scope));
+    pub fn add_to(&self, sum: &mut Sum, isa: Isa, reasons: Reasons) {
+        self.slots().for_each(|slot| slot.add_to(sum, isa, reasons));
     }
 
     /// What the lock protects.
@@ -272,14 +273,17 @@ impl Vm {
     }
 }
 
-/// What a policy of `vm` shows to a vCPU: the vCPUs of its VM. They can neither vanish nor change their VM while
-/// one of them runs, so this needs no lock.
+/// What a policy of `vm` shows to a vCPU: itself, and the vCPUs of its VM. They can neither vanish nor change their VM
+/// while one of them runs, so this needs no lock.
 pub struct OwnVm<'a>(pub &'a Slot, pub Isa);
 
-impl Figured for OwnVm<'_> {
-    fn sum(&self, scope: Scope) -> Sum {
+impl Accounts for OwnVm<'_> {
+    fn sum(&self, scope: Scope, reasons: Reasons) -> Sum {
         let mut sum = Sum::default();
-        self.0.vm().add_to(&mut sum, self.1, scope);
+        match scope {
+            Scope::Vcpu => self.0.add_to(&mut sum, self.1, reasons),
+            Scope::Policy => self.0.vm().add_to(&mut sum, self.1, reasons),
+        }
         sum
     }
 }
