@@ -131,11 +131,11 @@ u32 exitscope_current_thread(void)
 }
 
 /* KVM's own clock of kvm_vcpu_halt(): polling, whether it found a wake-up or not, and waiting. */
-struct exitscope_halt exitscope_vcpu_halt(struct kvm_vcpu *vcpu)
+struct exitscope_halt_stats exitscope_vcpu_halt_stats(struct kvm_vcpu *vcpu)
 {
 	const struct kvm_vcpu_stat_generic *stat = &vcpu->stat.generic;
 
-	return (struct exitscope_halt){
+	return (struct exitscope_halt_stats){
 		.polled = stat->halt_poll_success_ns + stat->halt_poll_fail_ns,
 		.waited = stat->halt_wait_ns,
 	};

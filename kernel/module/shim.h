@@ -33,12 +33,12 @@ u32 exitscope_vm_pid(struct kvm *vm);
 u32 exitscope_current_thread(void);
 
 /* Time of halts, in ns. */
-struct exitscope_halt {
+struct exitscope_halt_stats {
 	u64 polled;
 	u64 waited;
 };
 
-struct exitscope_halt exitscope_vcpu_halt(struct kvm_vcpu *vcpu);
+struct exitscope_halt_stats exitscope_vcpu_halt_stats(struct kvm_vcpu *vcpu);
 u32 exitscope_most_pages(void);
 u32 exitscope_tsc_khz(void);
 void exitscope_bug(void) __noreturn;

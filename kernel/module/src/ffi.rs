@@ -12,7 +12,7 @@ pub const EINVAL: c_int = 22;
 /// Time of halts, in ns; `struct exitscope_halt` in `shim.h`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct HaltNs {
+pub struct HaltStats {
     /// Halt polling, whether it found a wake-up or not.
     pub polled: u64,
     /// The vCPU's thread slept.
@@ -57,7 +57,7 @@ unsafe extern "C" {
     /// The thread that runs, in the initial PID namespace.
     pub fn exitscope_current_thread() -> u32;
     /// How long a vCPU has been halted in its life, as KVM has measured it.
-    pub fn exitscope_vcpu_halt(vcpu: *mut c_void) -> HaltNs;
+    pub fn exitscope_vcpu_halt_stats(vcpu: *mut c_void) -> HaltStats;
     /// The module's parameter `pages`.
     pub fn exitscope_most_pages() -> u32;
     /// Frequency of the time stamp counter in kHz, or 0.
