@@ -8,8 +8,8 @@
 
 #define EXITSCOPE_CELL_SIZE 512
 #define EXITSCOPE_MAGIC 0x706f637374697865ULL /* "exitscop" */
-#define EXITSCOPE_VERSION 2
-#define EXITSCOPE_BUCKETS 56
+#define EXITSCOPE_VERSION 3
+#define EXITSCOPE_BUCKETS 55
 #define EXITSCOPE_FIELDS_PER_CELL 15
 
 /* What a cell holds. */
@@ -68,6 +68,7 @@ struct exitscope_vcpu {
 	__u64 unannounced;
 	__u64 backwards;
 	__u32 id;
+	__u32 thread;		/* that of the first exit; 0 for the sum of retired VMs */
 };
 
 /* Cycles are ticks of the host's time stamp counter from an exit to the vCPU's next entry. */
@@ -77,9 +78,10 @@ struct exitscope_counters {
 	__u64 cycles;
 	__u64 min;
 	__u64 max;
-	__u64 user;
-	__u64 halted;
-	__u64 histogram[EXITSCOPE_BUCKETS];	/* 0: to 255 cycles; i: from 2^(i+7) */
+	__u64 user;		/* parts of cycles that do not overlap; the rest is the kernel's */
+	__u64 halted;		/* without halt polling */
+	__u64 polled;
+	__u64 histogram[EXITSCOPE_BUCKETS];	/* 0: to 511 cycles; i: from 2^(i+8) */
 };
 
 /* One field of one of these structures. */

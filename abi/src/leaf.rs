@@ -12,9 +12,20 @@
 //! | 0x4FFFFFF2 | reason | exits, low | exits, high | cycles, low | cycles, high |
 //! | 0x4FFFFFF3 | reason | min, low | min, high | max, low | max, high |
 //! | 0x4FFFFFF4 | | exits of all codes that no manual defines, low | high | their cycles, low | high |
+//! | 0x4FFFFFF5 | | this vCPU's exits, low | high | cycles, low | high |
+//! | 0x4FFFFFF6 | reason | this vCPU's exits, low | high | cycles, low | high |
+//! | 0x4FFFFFF7 | reason | this vCPU's cycles in the kernel, low | high | in user space, low | high |
+//! | 0x4FFFFFF8 | reason | this vCPU's cycles polled, low | high | halted, low | high |
+//! | 0x4FFFFFF9 | reason | cycles in the kernel, low | high | in user space, low | high |
+//! | 0x4FFFFFFA | reason | cycles polled, low | high | halted, low | high |
+//! | 0x4FFFFFFB | | this vCPU's exits of all codes that no manual defines, low | high | their cycles, low | high |
 //!
-//! A reason that the manual (SDM vol. 3 appendix C, APM vol. 2 appendix C) does not define answers 0x4FFFFFF2 and
-//! 0x4FFFFFF3 with four times 0xFFFFFFFF, and a course leaf with EAX = EBX = ECX = 0, EDX = 0xFFFFFFFF.
+//! Leaves from 0x4FFFFFF5 on came with version 2. A vCPU is told its own figures under every policy but `off`; the
+//! other leaves tell those of the policy's scope: of its VM, or of the host. The four parts of a reason's cycles (kernel,
+//! user, polled, halted) do not overlap, and their sum is the reason's cycles.
+//!
+//! A reason that the manual (SDM vol. 3 appendix C, APM vol. 2 appendix C) does not define answers an own leaf that takes
+//! a reason with four times 0xFFFFFFFF, and a course leaf with EAX = EBX = ECX = 0, EDX = 0xFFFFFFFF.
 //! A course leaf's count is the low 32 bits of the count. Cycles are ticks of the host's time stamp counter.
 
 use crate::reason::Isa;
@@ -22,9 +33,14 @@ use crate::reason::Isa;
 /// The discovery leaf.
 pub const DISCOVERY: u32 = 0x4FFF_FFF0;
 /// The last of exitscope's own leaves.
-pub const LAST_OWN: u32 = 0x4FFF_FFF4;
+pub const LAST_OWN: u32 = 0x4FFF_FFFB;
 /// Version of the own leaves.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+
+/// The last own leaf that a version has.
+const fn last_own(version: u8) -> u32 {
+    if version < 2 { 0x4FFF_FFF4 } else { LAST_OWN }
+}
 
 const SIGNATURE: [u32; 3] =
     [u32::from_le_bytes(*b"exit"), u32::from_le_bytes(*b"scop"), u32::from_le_bytes(*b"e\0\0\0")];
@@ -117,6 +133,20 @@ pub enum Question {
     Extremes(u32),
     /// Own leaf: exits and cycles of all codes that no manual defines.
     Undefined,
+    /// Own leaf: exits and cycles of all reasons of the vCPU that asks.
+    VcpuTotal,
+    /// Own leaf: exits and cycles of a reason of the vCPU that asks.
+    VcpuReason(u32),
+    /// Own leaf: cycles of a reason of the vCPU that asks, in the kernel and in user space.
+    VcpuKernelUser(u32),
+    /// Own leaf: cycles of a reason of the vCPU that asks, polled and halted.
+    VcpuPolledHalted(u32),
+    /// Own leaf: cycles of a reason, in the kernel and in user space.
+    KernelUser(u32),
+    /// Own leaf: cycles of a reason, polled and halted.
+    PolledHalted(u32),
+    /// Own leaf: exits and cycles of all codes that no manual defines, of the vCPU that asks.
+    VcpuUndefined,
     /// Course leaf: exits of all reasons, in EAX.
     CourseExits,
     /// Course leaf: cycles of all reasons, in EBX:ECX.
@@ -129,16 +159,25 @@ pub enum Question {
     CourseReasonCycles(u32),
 }
 
-/// Whose figures answer a [`Question`].
+/// Whose counters answer a [`Question`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Nobody's: the answer does not depend on counters.
-    Nothing,
-    /// Those of all reasons.
+    /// Those of the vCPU that asks.
+    Vcpu,
+    /// Those that the policy tells: of all vCPUs of the VM, or of the host.
+    Policy,
+}
+
+/// The reasons whose counters answer a [`Question`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reasons {
+    /// None: the answer does not depend on counters.
+    None,
+    /// All.
     All,
-    /// Those of one reason.
-    Reason(u32),
-    /// Those of codes that no manual defines, and of exits that found no room.
+    /// The one with this code.
+    One(u32),
+    /// The codes that no manual defines, and exits that found no room.
     Undefined,
 }
 
@@ -153,6 +192,14 @@ pub struct Figures {
     pub min: u64,
     /// Most cycles of one exit.
     pub max: u64,
+    /// Of the cycles, those in the host's kernel.
+    pub kernel: u64,
+    /// Of the cycles, those in the VMM's user space.
+    pub user: u64,
+    /// Of the cycles, those of halt polling.
+    pub polled: u64,
+    /// Of the cycles, those that the vCPU's thread slept, as its vCPU was halted or blocked.
+    pub halted: u64,
 }
 
 /// What the discovery leaf tells.
@@ -176,17 +223,19 @@ impl Discovery {
             | (self.layout as u32) << 8
             | (self.isa as u32) << 12
             | (self.expose as u32) << 16
-            | (LAST_OWN & 0xFF) << 24;
+            | (last_own(self.version) & 0xFF) << 24;
         Registers { eax, ebx: SIGNATURE[0], ecx: SIGNATURE[1], edx: SIGNATURE[2] }
     }
 
-    /// Reads an answer; `None` when it is not exitscope's, or of a version that this code does not know.
+    /// Reads an answer; `None` when it is not exitscope's, or of a version that this code does not know. It knows the
+    /// earlier ones, too: their leaves are the first of ours.
     pub fn decode(answer: Registers) -> Option<Self> {
-        if [answer.ebx, answer.ecx, answer.edx] != SIGNATURE || answer.eax as u8 != VERSION {
+        let version = answer.eax as u8;
+        if [answer.ebx, answer.ecx, answer.edx] != SIGNATURE || !(1..=VERSION).contains(&version) {
             return None;
         }
         Some(Self {
-            version: VERSION,
+            version,
             layout: Layout::from_number((answer.eax >> 8 & 0xF) as u8)?,
             isa: Isa::from_number((answer.eax >> 12 & 0xF) as u8)?,
             expose: Expose::from_number((answer.eax >> 16 & 0xF) as u8)?,
@@ -233,7 +282,14 @@ impl Question {
             0x4FFF_FFF1 => Some(Self::Total),
             0x4FFF_FFF2 => Some(Self::Reason(sub_leaf)),
             0x4FFF_FFF3 => Some(Self::Extremes(sub_leaf)),
-            LAST_OWN => Some(Self::Undefined),
+            0x4FFF_FFF4 => Some(Self::Undefined),
+            0x4FFF_FFF5 => Some(Self::VcpuTotal),
+            0x4FFF_FFF6 => Some(Self::VcpuReason(sub_leaf)),
+            0x4FFF_FFF7 => Some(Self::VcpuKernelUser(sub_leaf)),
+            0x4FFF_FFF8 => Some(Self::VcpuPolledHalted(sub_leaf)),
+            0x4FFF_FFF9 => Some(Self::KernelUser(sub_leaf)),
+            0x4FFF_FFFA => Some(Self::PolledHalted(sub_leaf)),
+            LAST_OWN => Some(Self::VcpuUndefined),
             _ => None,
         }
     }
@@ -246,7 +302,14 @@ impl Question {
             (Self::Total, _) => (0x4FFF_FFF1, 0),
             (Self::Reason(code), _) => (0x4FFF_FFF2, code),
             (Self::Extremes(code), _) => (0x4FFF_FFF3, code),
-            (Self::Undefined, _) => (LAST_OWN, 0),
+            (Self::Undefined, _) => (0x4FFF_FFF4, 0),
+            (Self::VcpuTotal, _) => (0x4FFF_FFF5, 0),
+            (Self::VcpuReason(code), _) => (0x4FFF_FFF6, code),
+            (Self::VcpuKernelUser(code), _) => (0x4FFF_FFF7, code),
+            (Self::VcpuPolledHalted(code), _) => (0x4FFF_FFF8, code),
+            (Self::KernelUser(code), _) => (0x4FFF_FFF9, code),
+            (Self::PolledHalted(code), _) => (0x4FFF_FFFA, code),
+            (Self::VcpuUndefined, _) => (LAST_OWN, 0),
             (Self::CourseExits, Classic) | (Self::CourseBoth, Combined) => (0x4FFF_FFFF, 0),
             (Self::CourseExits, Reordered) => (0x4FFF_FFFC, 0),
             (Self::CourseCycles, Classic) => (0x4FFF_FFFE, 0),
@@ -260,28 +323,68 @@ impl Question {
         })
     }
 
-    /// Whose figures the answer needs.
-    pub const fn scope(self) -> Scope {
+    /// The version of the own leaves from which on this can be asked.
+    pub const fn since(self) -> u8 {
         match self {
-            Self::Discovery => Scope::Nothing,
-            Self::Total | Self::CourseExits | Self::CourseCycles | Self::CourseBoth => Scope::All,
-            Self::Undefined => Scope::Undefined,
-            Self::Reason(code)
-            | Self::Extremes(code)
-            | Self::CourseReasonExits(code)
-            | Self::CourseReasonCycles(code) => Scope::Reason(code),
+            Self::VcpuTotal
+            | Self::VcpuReason(_)
+            | Self::VcpuKernelUser(_)
+            | Self::VcpuPolledHalted(_)
+            | Self::KernelUser(_)
+            | Self::PolledHalted(_)
+            | Self::VcpuUndefined => 2,
+            _ => 1,
         }
     }
 
-    /// The answer, given the figures of [`Question::scope`]; the discovery leaf has its own, [`Discovery::encode`].
+    /// Whose counters the answer needs.
+    pub const fn scope(self) -> Scope {
+        match self {
+            Self::VcpuTotal
+            | Self::VcpuReason(_)
+            | Self::VcpuKernelUser(_)
+            | Self::VcpuPolledHalted(_)
+            | Self::VcpuUndefined => Scope::Vcpu,
+            _ => Scope::Policy,
+        }
+    }
+
+    /// The reasons whose counters the answer needs.
+    pub const fn reasons(self) -> Reasons {
+        match self {
+            Self::Discovery => Reasons::None,
+            Self::Total | Self::VcpuTotal | Self::CourseExits | Self::CourseCycles | Self::CourseBoth => {
+                Reasons::All
+            }
+            Self::Undefined | Self::VcpuUndefined => Reasons::Undefined,
+            Self::Reason(code)
+            | Self::Extremes(code)
+            | Self::VcpuReason(code)
+            | Self::VcpuKernelUser(code)
+            | Self::VcpuPolledHalted(code)
+            | Self::KernelUser(code)
+            | Self::PolledHalted(code)
+            | Self::CourseReasonExits(code)
+            | Self::CourseReasonCycles(code) => Reasons::One(code),
+        }
+    }
+
+    /// The answer, given the figures of [`Question::reasons`] in [`Question::scope`]; the discovery leaf has its own,
+    /// [`Discovery::encode`].
     pub const fn encode(self, figures: Figures) -> Registers {
-        let Figures { exits, cycles, min, max } = figures;
+        let Figures { exits, cycles, min, max, kernel, user, polled, halted } = figures;
         let (high, low) = ((cycles >> 32) as u32, cycles as u32);
         match self {
-            Self::Discovery | Self::Total | Self::Reason(_) | Self::Undefined => {
-                Registers::two(exits, cycles)
-            }
+            Self::Discovery
+            | Self::Total
+            | Self::Reason(_)
+            | Self::Undefined
+            | Self::VcpuTotal
+            | Self::VcpuReason(_)
+            | Self::VcpuUndefined => Registers::two(exits, cycles),
             Self::Extremes(_) => Registers::two(min, max),
+            Self::KernelUser(_) | Self::VcpuKernelUser(_) => Registers::two(kernel, user),
+            Self::PolledHalted(_) | Self::VcpuPolledHalted(_) => Registers::two(polled, halted),
             Self::CourseExits | Self::CourseReasonExits(_) => {
                 Registers { eax: exits as u32, ebx: 0, ecx: 0, edx: 0 }
             }
@@ -304,7 +407,7 @@ impl Question {
 
     /// Reads an answer: the figures that this question asks for, the others 0; `None` for an undefined reason.
     pub fn decode(self, answer: Registers) -> Option<Figures> {
-        if matches!(self.scope(), Scope::Reason(_)) && answer == self.encode_undefined() {
+        if matches!(self.reasons(), Reasons::One(_)) && answer == self.encode_undefined() {
             return None;
         }
         let (first, second) = answer.pair();
@@ -312,10 +415,17 @@ impl Question {
         let none = Figures::default();
         Some(match self {
             Self::Discovery => none,
-            Self::Total | Self::Reason(_) | Self::Undefined => {
-                Figures { exits: first, cycles: second, ..none }
-            }
+            Self::Total
+            | Self::Reason(_)
+            | Self::Undefined
+            | Self::VcpuTotal
+            | Self::VcpuReason(_)
+            | Self::VcpuUndefined => Figures { exits: first, cycles: second, ..none },
             Self::Extremes(_) => Figures { min: first, max: second, ..none },
+            Self::KernelUser(_) | Self::VcpuKernelUser(_) => Figures { kernel: first, user: second, ..none },
+            Self::PolledHalted(_) | Self::VcpuPolledHalted(_) => {
+                Figures { polled: first, halted: second, ..none }
+            }
             Self::CourseExits | Self::CourseReasonExits(_) => Figures { exits: answer.eax.into(), ..none },
             Self::CourseCycles | Self::CourseReasonCycles(_) => Figures { cycles: course_cycles, ..none },
             Self::CourseBoth => Figures { exits: answer.eax.into(), cycles: course_cycles, ..none },
@@ -327,9 +437,18 @@ impl Question {
 mod tests {
     use super::*;
 
-    const FIGURES: Figures = Figures { exits: 0x1_2345_6789, cycles: 0xABCD_0123_4567, min: 7, max: 1 << 40 };
+    const FIGURES: Figures = Figures {
+        exits: 0x1_2345_6789,
+        cycles: 0xABCD_0123_4567,
+        min: 7,
+        max: 1 << 40,
+        kernel: 0xABCD_0000_0000,
+        user: 0x0123_0000,
+        polled: 0x4500,
+        halted: 0x67,
+    };
 
-    fn questions() -> [Question; 10] {
+    fn questions() -> [Question; 17] {
         use Question::*;
         [
             Discovery,
@@ -337,6 +456,13 @@ mod tests {
             Reason(48),
             Extremes(48),
             Undefined,
+            VcpuTotal,
+            VcpuReason(48),
+            VcpuKernelUser(48),
+            VcpuPolledHalted(48),
+            KernelUser(48),
+            PolledHalted(48),
+            VcpuUndefined,
             CourseExits,
             CourseCycles,
             CourseBoth,
@@ -365,10 +491,39 @@ mod tests {
                     assert_eq!(question.address(layout), Some((leaf, 0)), "{layout:?} {leaf:#x}");
                 }
             }
-            assert_eq!(Question::parse(layout, 0x4FFF_FFF5, 0), None);
             assert_eq!(Question::parse(layout, 0x4000_0000, 0), None);
         }
         assert_eq!(Question::parse(Layout::Combined, 0x4FFF_FFFD, 0), None);
+    }
+
+    /// Who knows only an earlier version finds its leaves where they were.
+    #[test]
+    fn every_version_has_the_leaves_up_to_its_last() {
+        for &layout in Layout::ALL {
+            for version in 1..=VERSION {
+                for leaf in DISCOVERY..=LAST_OWN {
+                    let question = Question::parse(layout, leaf, 0).unwrap();
+                    assert_eq!(question.since() <= version, leaf <= last_own(version), "{question:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_leaves_of_a_vcpu_say_the_same_as_those_of_its_vm() {
+        use Question::*;
+        for (vm, vcpu) in [
+            (Total, VcpuTotal),
+            (Reason(48), VcpuReason(48)),
+            (KernelUser(48), VcpuKernelUser(48)),
+            (PolledHalted(48), VcpuPolledHalted(48)),
+            (Undefined, VcpuUndefined),
+        ] {
+            assert_eq!((vm.scope(), vcpu.scope()), (Scope::Policy, Scope::Vcpu));
+            assert_eq!(vm.reasons(), vcpu.reasons());
+            assert_eq!(vm.encode(FIGURES), vcpu.encode(FIGURES));
+            assert_eq!(vm.decode(vm.encode(FIGURES)), vcpu.decode(vm.encode(FIGURES)));
+        }
     }
 
     /// The rows of the course's assignments, register by register.
@@ -404,7 +559,7 @@ mod tests {
     fn an_undefined_reason_is_no_figure() {
         for question in questions() {
             let undefined = question.decode(question.encode_undefined());
-            assert_eq!(undefined.is_none(), matches!(question.scope(), Scope::Reason(_)), "{question:?}");
+            assert_eq!(undefined.is_none(), matches!(question.reasons(), Reasons::One(_)), "{question:?}");
         }
     }
 
@@ -413,8 +568,14 @@ mod tests {
         for &layout in Layout::ALL {
             for &expose in Expose::ALL {
                 for isa in Isa::ALL {
-                    let discovery = Discovery { version: VERSION, layout, isa, expose };
-                    assert_eq!(Discovery::decode(discovery.encode()), Some(discovery));
+                    for version in 1..=VERSION {
+                        let discovery = Discovery { version, layout, isa, expose };
+                        assert_eq!(Discovery::decode(discovery.encode()), Some(discovery));
+                    }
+                    for version in [0, VERSION + 1, u8::MAX] {
+                        let discovery = Discovery { version, layout, isa, expose };
+                        assert_eq!(Discovery::decode(discovery.encode()), None);
+                    }
                 }
             }
         }

@@ -7,6 +7,8 @@
 //! Counters are arrays with one slot per reason. [`Isa::dense`] finds a code's slot on the exit
 //! path, `reasons()[slot]` says later which reason it was. A code without a slot is undefined.
 
+use core::hint::black_box;
+
 /// Builds a `&'static [Reason]` from rows of `code NAME "meaning"`.
 macro_rules! table {
     ($($code:literal $name:ident $meaning:literal)*) => {
@@ -85,6 +87,16 @@ impl Isa {
         }
     }
 
+    /// As [`Isa::dense`], for a code that a guest has chosen: the index is in bounds also where a CPU runs ahead of the
+    /// comparisons with a guess (bounds-check bypass, CVE-2017-5753).
+    pub fn dense_nospec(self, code: u32) -> Option<usize> {
+        let index = match self {
+            Isa::Vmx => vmx::dense_nospec(code),
+            Isa::Svm => svm::dense(code),
+        };
+        index.map(|index| index_nospec(index, self.reasons().len()))
+    }
+
     /// How many codes, from 0 on, are their own index: for these, nobody needs [`Isa::dense`].
     pub const fn consecutive(self) -> u32 {
         let reasons = self.reasons();
@@ -119,6 +131,15 @@ impl Isa {
             Isa::Svm => 0x72,
         }
     }
+}
+
+/// The index where it is below `length`, else 0: by arithmetic, with which no CPU runs ahead, as the kernel's
+/// `array_index_nospec`. `length` is at most `isize::MAX`.
+fn index_nospec(index: usize, length: usize) -> usize {
+    // The compiler must not see that a comparison has come before, or it would leave the mask out.
+    let index = black_box(index);
+    let beyond = (index | length.wrapping_sub(1).wrapping_sub(index)) as isize >> (isize::BITS - 1);
+    index & !(beyond as usize)
 }
 
 // A table whose rows are out of order or not where `dense` says does not compile.

@@ -22,9 +22,9 @@ pub const MAX_PAGES: usize = 16384;
 /// "exitscop" in the header's first eight bytes, little-endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"exitscop");
 /// Version of this layout; a reader that does not go by the [`Schema`] refuses any other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Number of histogram buckets in [`Counters`].
-pub const BUCKETS: usize = 56;
+pub const BUCKETS: usize = 55;
 /// [`VmCell::expose`] of a VM that follows the module's policy.
 pub const EXPOSE_AS_MODULE: u32 = u32::MAX;
 
@@ -175,6 +175,9 @@ shared! {
         backwards: AtomicU64 [8],
         /// KVM's vCPU id (on x86 the APIC id).
         id: AtomicU32 [4],
+        /// The thread that ran the vCPU when its first exit was seen, in the initial PID namespace; 0 for the sum of
+        /// retired VMs.
+        thread: AtomicU32 [4],
     }
 
     /// The account of one exit reason of one vCPU. Cycles are ticks of the host's time stamp counter from an exit to
@@ -193,8 +196,12 @@ shared! {
         max: AtomicU64 [8],
         /// Of [`Counters::cycles`], those between the return of KVM_RUN to the VMM and the next call of it.
         user: AtomicU64 [8],
-        /// Of [`Counters::cycles`], those that the vCPU was halted or blocked in the kernel, polling included.
+        /// Of [`Counters::cycles`], those that the vCPU's thread slept, as its vCPU was halted or blocked.
         halted: AtomicU64 [8],
+        /// Of [`Counters::cycles`], those of halt polling: the vCPU was halted, and its thread kept its CPU and looked
+        /// for a wake-up, before it slept or instead. What [`Counters::cycles`] has beyond `user`, `halted` and
+        /// `polled` was spent in the kernel.
+        polled: AtomicU64 [8],
         /// Timed exits by their cycles, see [`bucket`]. Their sum falls short of `exits` by those whose duration is
         /// not known: the exit that is open, those after which KVM re-entered the guest without an entry event, and
         /// those over which the clock went backwards.
@@ -230,21 +237,21 @@ impl Field {
     }
 }
 
-/// The histogram's bucket of a duration in cycles: 0 up to 255 cycles, then `i` from 2^(i+7) to 2^(i+8)-1. Durations
+/// The histogram's bucket of a duration in cycles: 0 up to 511 cycles, then `i` from 2^(i+8) to 2^(i+9)-1. Durations
 /// of 2^63 cycles and more do not exist.
 #[inline]
 pub const fn bucket(cycles: u64) -> usize {
-    (cycles | 255).ilog2() as usize - 7
+    (cycles | 511).ilog2() as usize - 8
 }
 
 /// The fewest cycles that a bucket counts.
 pub const fn bucket_low(bucket: usize) -> u64 {
-    if bucket == 0 { 0 } else { 1 << (bucket + 7) }
+    if bucket == 0 { 0 } else { 1 << (bucket + 8) }
 }
 
 /// The most cycles that the bucket counts whose fewest these are.
 pub const fn bucket_end(low: u64) -> u64 {
-    if low == 0 { 255 } else { low - 1 + low }
+    if low == 0 { 511 } else { low - 1 + low }
 }
 
 impl Counters {
@@ -264,6 +271,7 @@ impl Counters {
             max: AtomicU64::new(0),
             user: AtomicU64::new(0),
             halted: AtomicU64::new(0),
+            polled: AtomicU64::new(0),
             histogram: [const { AtomicU64::new(0) }; BUCKETS],
         }
     }
@@ -280,9 +288,9 @@ const _: () = {
     assert!(size_of::<Schema>() == CELL_SIZE && size_of::<Head>() == 16);
     assert!(size_of::<Header>() <= CELL_SIZE && size_of::<VmCell>() <= CELL_SIZE);
     assert!(size_of::<VcpuCell>() <= CELL_SIZE);
-    // What every exit changes, but for the histogram, is in one line of the cache.
-    assert!(offset_of!(Counters, histogram) == 64);
-    assert!(bucket(i64::MAX as u64) == BUCKETS - 1 && bucket(255) == 0 && bucket(256) == 1);
+    // What every exit changes, but for the histogram, is in one line of the cache; few exits are polled.
+    assert!(offset_of!(Counters, polled) == 64 && offset_of!(Counters, histogram) == 72);
+    assert!(bucket(i64::MAX as u64) == BUCKETS - 1 && bucket(511) == 0 && bucket(512) == 1);
     let mut field = 0;
     while field < FIELDS.len() {
         assert!(FIELDS[field].name.len() <= MAX_NAME);

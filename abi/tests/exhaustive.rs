@@ -2,7 +2,7 @@
 #![cfg(not(miri))]
 #![allow(clippy::unwrap_used)]
 
-use exitscope_abi::leaf::{DISCOVERY, LAST_OWN, Layout, Question, Scope, may_be_ours};
+use exitscope_abi::leaf::{DISCOVERY, LAST_OWN, Layout, Question, Reasons, may_be_ours};
 use exitscope_abi::reason::Isa;
 
 /// How many numbers of 32 bits are such.
@@ -20,6 +20,7 @@ fn every_code_has_its_own_place_or_none() {
             assert_eq!(isa.dense(reason.code), Some(place), "{isa:?} {reason:?}");
         }
         assert_eq!(count(|code| isa.dense(code).is_some()), reasons.len(), "{isa:?}");
+        assert_eq!(count(|code| isa.dense_nospec(code) != isa.dense(code)), 0, "{isa:?}");
     }
 }
 
@@ -45,14 +46,15 @@ fn every_sub_leaf_is_the_reason_or_nothing() {
     for &layout in Layout::ALL {
         for leaf in DISCOVERY..=0x4FFF_FFFF {
             let Some(question) = Question::parse(layout, leaf, 0) else { continue };
-            let takes_reason = question.scope() == Scope::Reason(0);
+            let takes_reason = question.reasons() == Reasons::One(0);
             // Every bit alone, and the codes of both instruction sets.
             let bits = (0..32).map(|bit| 1 << bit);
             let codes = Isa::ALL.into_iter().flat_map(Isa::reasons).map(|reason| reason.code);
             for sub_leaf in bits.chain(codes).chain([u32::MAX]) {
                 let asked = Question::parse(layout, leaf, sub_leaf).unwrap();
                 let (address, expected) = if takes_reason {
-                    assert_eq!(asked.scope(), Scope::Reason(sub_leaf));
+                    assert_eq!(asked.reasons(), Reasons::One(sub_leaf));
+                    assert_eq!(asked.scope(), question.scope());
                     (asked.address(layout), (leaf, sub_leaf))
                 } else {
                     assert_eq!(asked, question);

@@ -1,7 +1,7 @@
 //! `exitscope guest`: what the leaves tell, seen from inside.
 
 use anyhow::bail;
-use exitscope_abi::leaf::{Figures, Question};
+use exitscope_abi::leaf::{Figures, Question, Scope};
 use exitscope_abi::reason::Isa;
 use exitscope_guest::leaves::Leaves;
 use exitscope_model::{self as model, GuestView, Reason, Total};
@@ -73,7 +73,10 @@ fn print_one(leaves: &Leaves, code: u32, args: &Args) -> anyhow::Result<()> {
 /// The figures of a reason, by one family of leaves or the other.
 fn figures(leaves: &Leaves, code: u32, course: bool) -> Option<Figures> {
     if !course {
-        return leaves.reason(code);
+        // Parts first, as time goes on with every question: so they are never more than the whole.
+        let parts = leaves.parts(Scope::Policy, code).unwrap_or_default();
+        let Figures { exits, cycles, min, max, .. } = leaves.reason(code)?;
+        return Some(Figures { exits, cycles, min, max, ..parts });
     }
     let exits = leaves.ask(Question::CourseReasonExits(code))?.exits;
     let cycles = leaves.ask(Question::CourseReasonCycles(code)).map_or(0, |figures| figures.cycles);
@@ -93,12 +96,16 @@ fn total(leaves: &Leaves, course: bool) -> Total {
 }
 
 fn account(isa: Isa, code: u32, figures: Figures) -> Reason {
-    let Figures { exits, cycles, min, max } = figures;
+    let Figures { exits, cycles, min, max, kernel, user, polled, halted } = figures;
     Reason {
         code: code.into(),
         name: model::name(isa, code.into()),
         exits,
         cycles,
+        kernel,
+        user,
+        polled,
+        halted,
         min,
         max,
         ..Reason::default()

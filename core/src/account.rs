@@ -54,41 +54,43 @@ fn locate_extra<'a>(table: &impl Table<'a>, code: u32) -> Place<'a> {
     Place::Full
 }
 
-/// The clock of one vCPU: at most one exit is open, between its exit event and its entry event. Its time is a 63-bit
-/// number; with greater ones durations are wrong, but nothing else.
+/// The exit timer of one vCPU. At most one exit is open, from its exit event to its entry event. Time stamps are
+/// from 1 to 2^63 - 1; others make durations wrong, but nothing else.
 ///
-/// An exit that does more than pass through the kernel is *parted*: set aside when the vCPU goes to user space or
-/// halts, so that its time there is told apart. The usual exit pays nothing for that, as the next entry finds no exit
-/// open, and is an odd one.
+/// An exit whose time is not all the kernel's is *split* when the vCPU goes to user space or halts: it is moved to a
+/// record of its own, which takes the time of each part. The fast path pays nothing for that: the next entry finds no
+/// exit open, and takes the slow path.
 #[derive(Debug)]
 pub struct Timer<'a> {
     /// The counters of the last exit.
     open: &'a Counters,
-    /// When it was; [`CLOSED`] or [`PARTED`] when it is not open.
+    /// Time stamp of the last exit; [`CLOSED`] or [`SPLIT`] when it is not open.
     since: u64,
-    parted: Option<Parted<'a>>,
+    /// The last exit that was split; valid while `since` is [`SPLIT`].
+    split: Option<SplitExit<'a>>,
 }
 
-/// No exit is open. Every time stamp comes before this one, as its uppermost bit is 0 for centuries: so the one test
-/// whether the clock goes backwards finds a closed exit, too.
+/// No exit is open. Time stamps are less than this for centuries, so the test for a clock that goes backwards finds a
+/// closed exit too, and the entry path needs no second one.
 const CLOSED: u64 = 1 << 63;
-/// As [`CLOSED`], but the last exit has been set aside, and no other one has come since.
-const PARTED: u64 = CLOSED | 1;
+/// As [`CLOSED`], but the last exit is split, and no other one has come since.
+const SPLIT: u64 = CLOSED | 1;
 
-/// An exit whose entry has not come yet, and which is not all kernel time.
+/// An exit that waits for its entry, with the time of its parts so far.
 #[derive(Clone, Copy, Debug)]
-struct Parted<'a> {
+struct SplitExit<'a> {
     counters: &'a Counters,
     since: u64,
     user: u64,
+    polled: u64,
     halted: u64,
-    /// When it went to user space, where it still is.
-    left: Option<u64>,
+    /// When KVM returned to user space; `None` while the vCPU is in the kernel.
+    user_since: Option<u64>,
 }
 
-/// What an entry that [`Timer::entry`] does not know how to take was.
+/// What an entry was that the fast path, [`Timer::entry`], left to the slow one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Odd {
+pub enum EntryKind {
     /// The end of an exit, which is timed now.
     Timed,
     /// The end of an exit over which the clock went backwards: it stays without a duration.
@@ -98,9 +100,9 @@ pub enum Odd {
 }
 
 impl<'a> Timer<'a> {
-    /// A clock with no exit open, and counters that it never counts on.
+    /// A timer with no exit open; it does not touch these counters.
     pub const fn new(any: &'a Counters) -> Self {
-        Self { open: any, since: CLOSED, parted: None }
+        Self { open: any, since: CLOSED, split: None }
     }
 
     /// The vCPU left the guest for a reason whose counters these are, at tick `now`.
@@ -113,79 +115,84 @@ impl<'a> Timer<'a> {
         self.since = now;
     }
 
-    /// The vCPU goes back into the guest at tick `now`. False when this is not the usual end of an exit: then
-    /// nothing has happened, and [`Timer::odd_entry`] must be called.
+    /// The vCPU enters the guest at tick `now`: the fast path. False when no exit is open or the clock went backwards;
+    /// then nothing is changed, and [`Timer::entry_slow`] must be called.
     #[inline]
     pub fn entry(&mut self, now: u64) -> bool {
         let Some(cycles) = elapsed(self.since, now) else { return false };
         self.since = CLOSED;
-        time(self.open, cycles);
+        record(self.open, cycles);
         true
     }
 
-    /// The vCPU goes back into the guest at tick `now`, in whatever state this clock is.
-    pub fn odd_entry(&mut self, now: u64) -> Odd {
+    /// The vCPU enters the guest at tick `now`: the slow path, for every state of the timer.
+    pub fn entry_slow(&mut self, now: u64) -> EntryKind {
         if self.entry(now) {
-            return Odd::Timed;
+            return EntryKind::Timed;
         }
-        self.part();
-        let Some(mut parted) = self.parted().copied() else { return Odd::Unannounced };
+        self.split();
+        let Some(mut exit) = self.split_exit().copied() else { return EntryKind::Unannounced };
         self.since = CLOSED;
-        parted.come_back(now);
-        let Some(cycles) = elapsed(parted.since, now) else { return Odd::Backwards };
-        let user = parted.user.min(cycles);
-        time(parted.counters, cycles);
-        add(&parted.counters.user, user);
-        add(&parted.counters.halted, parted.halted.min(cycles - user));
-        Odd::Timed
+        exit.enter_from_user(now);
+        let Some(cycles) = elapsed(exit.since, now) else { return EntryKind::Backwards };
+        // Each part is clamped to what the ones before it leave, so that their sum is at most the whole.
+        let user = exit.user.min(cycles);
+        let polled = exit.polled.min(cycles - user);
+        let halted = exit.halted.min(cycles - user - polled);
+        record(exit.counters, cycles);
+        add(&exit.counters.user, user);
+        add(&exit.counters.polled, polled);
+        add(&exit.counters.halted, halted);
+        EntryKind::Timed
     }
 
-    /// Sets the open exit aside, so that the next entry is an odd one.
-    pub fn part(&mut self) {
+    /// Splits the open exit, so that the next entry takes the slow path.
+    pub fn split(&mut self) {
         if self.since < CLOSED {
             let (counters, since) = (self.open, self.since);
-            self.parted = Some(Parted { counters, since, user: 0, halted: 0, left: None });
-            self.since = PARTED;
+            self.split = Some(SplitExit { counters, since, user: 0, polled: 0, halted: 0, user_since: None });
+            self.since = SPLIT;
         }
     }
 
     /// KVM returns to the VMM in user space at tick `now`.
-    pub fn leave(&mut self, now: u64) {
-        self.part();
-        if let Some(parted) = self.parted() {
-            parted.left = Some(now);
+    pub fn exit_to_user(&mut self, now: u64) {
+        self.split();
+        if let Some(exit) = self.split_exit() {
+            exit.user_since = Some(now);
         }
     }
 
     /// The VMM calls KVM to run the vCPU at tick `now`.
-    pub fn come_back(&mut self, now: u64) {
-        if let Some(parted) = self.parted() {
-            parted.come_back(now);
+    pub fn enter_from_user(&mut self, now: u64) {
+        if let Some(exit) = self.split_exit() {
+            exit.enter_from_user(now);
         }
     }
 
-    /// In the exit that is open, the vCPU was halted or blocked for so many cycles.
-    pub fn halted(&mut self, cycles: u64) {
-        self.part();
-        if let Some(parted) = self.parted() {
-            parted.halted = parted.halted.saturating_add(cycles);
+    /// Adds a halt to the open exit: the vCPU's thread polled for so many cycles, and slept for so many.
+    pub fn halt(&mut self, polled: u64, halted: u64) {
+        self.split();
+        if let Some(exit) = self.split_exit() {
+            exit.polled = exit.polled.saturating_add(polled);
+            exit.halted = exit.halted.saturating_add(halted);
         }
     }
 
-    /// Whether the last exit has been set aside, and its entry not come.
-    pub fn is_parted(&self) -> bool {
-        self.since == PARTED
+    /// Whether the last exit is split and waits for its entry.
+    pub fn is_split(&self) -> bool {
+        self.since == SPLIT
     }
 
-    fn parted(&mut self) -> Option<&mut Parted<'a>> {
-        self.parted.as_mut().filter(|_| self.since == PARTED)
+    fn split_exit(&mut self) -> Option<&mut SplitExit<'a>> {
+        self.split.as_mut().filter(|_| self.since == SPLIT)
     }
 }
 
-impl Parted<'_> {
-    fn come_back(&mut self, now: u64) {
-        let away = self.left.take().and_then(|left| elapsed(left, now));
-        self.user = self.user.saturating_add(away.unwrap_or(0));
+impl SplitExit<'_> {
+    fn enter_from_user(&mut self, now: u64) {
+        let cycles = self.user_since.take().and_then(|since| elapsed(since, now));
+        self.user = self.user.saturating_add(cycles.unwrap_or(0));
     }
 }
 
@@ -197,9 +204,9 @@ fn elapsed(since: u64, now: u64) -> Option<u64> {
     ((ticks as i64) >= 0).then_some(ticks)
 }
 
-/// Enters the duration of an exit.
+/// Records the duration of an exit.
 #[inline]
-fn time(counters: &Counters, cycles: u64) {
+fn record(counters: &Counters, cycles: u64) {
     add(&counters.cycles, cycles);
     if cycles < counters.min.load(Relaxed) {
         counters.min.store(cycles, Relaxed);
@@ -218,6 +225,7 @@ pub fn absorb(into: &Counters, from: &Counters) {
     add(&into.cycles, from.cycles.load(Relaxed));
     add(&into.user, from.user.load(Relaxed));
     add(&into.halted, from.halted.load(Relaxed));
+    add(&into.polled, from.polled.load(Relaxed));
     into.min.store(into.min.load(Relaxed).min(from.min.load(Relaxed)), Relaxed);
     into.max.store(into.max.load(Relaxed).max(from.max.load(Relaxed)), Relaxed);
     for (into, from) in into.histogram.iter().zip(&from.histogram) {
@@ -234,6 +242,7 @@ pub fn copy(into: &Counters, from: &Counters) {
         (&into.max, &from.max),
         (&into.user, &from.user),
         (&into.halted, &from.halted),
+        (&into.polled, &from.polled),
     ];
     for (into, from) in pairs.into_iter().chain(into.histogram.iter().zip(&from.histogram)) {
         into.store(from.load(Relaxed), Relaxed);
@@ -337,16 +346,16 @@ mod tests {
                     Event::Entry { now } => {
                         let forward = open.take().map(|since| now >= since);
                         let expected = match forward {
-                            Some(true) => Odd::Timed,
-                            Some(false) => Odd::Backwards,
-                            None => Odd::Unannounced,
+                            Some(true) => EntryKind::Timed,
+                            Some(false) => EntryKind::Backwards,
+                            None => EntryKind::Unannounced,
                         };
-                        let usual = vcpu.timer.entry(now);
-                        prop_assert_eq!(usual, expected == Odd::Timed);
-                        if !usual {
-                            prop_assert_eq!(vcpu.timer.odd_entry(now), expected);
+                        let fast = vcpu.timer.entry(now);
+                        prop_assert_eq!(fast, expected == EntryKind::Timed);
+                        if !fast {
+                            prop_assert_eq!(vcpu.timer.entry_slow(now), expected);
                         }
-                        timed += u64::from(usual);
+                        timed += u64::from(fast);
                     }
                 }
             }
@@ -383,8 +392,8 @@ mod tests {
         let mut vcpu = Vcpu::new(Isa::Svm);
         vcpu.exit(0x72, 1_000);
         assert!(!vcpu.timer.entry(999));
-        assert_eq!(vcpu.timer.odd_entry(999), Odd::Backwards);
-        assert_eq!(vcpu.timer.odd_entry(2_000), Odd::Unannounced);
+        assert_eq!(vcpu.timer.entry_slow(999), EntryKind::Backwards);
+        assert_eq!(vcpu.timer.entry_slow(2_000), EntryKind::Unannounced);
         let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
         assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 0));
         assert!(counters.histogram.iter().all(|count| count.load(Relaxed) == 0));
@@ -401,49 +410,73 @@ mod tests {
         assert_eq!((counters.exits.load(Relaxed), counters.cycles.load(Relaxed)), (1, 5));
     }
 
-    /// Cycles in all, in user space and halted of the one CPUID exit.
-    fn split(vcpu: &Vcpu) -> [u64; 3] {
+    /// Cycles in all, in user space, polled and halted of the one CPUID exit.
+    fn parts(vcpu: &Vcpu) -> [u64; 4] {
         let counters = vcpu.table.get(Isa::Svm.dense(0x72).unwrap()).unwrap();
-        [&counters.cycles, &counters.user, &counters.halted].map(|counter| counter.load(Relaxed))
+        [&counters.cycles, &counters.user, &counters.polled, &counters.halted]
+            .map(|counter| counter.load(Relaxed))
     }
 
     #[test]
-    fn user_space_and_halts_are_told_apart() {
+    fn user_space_polling_and_halts_are_told_apart() {
         let mut vcpu = Vcpu::new(Isa::Svm);
         vcpu.exit(0x72, 10);
-        vcpu.timer.halted(500);
-        vcpu.timer.leave(1_000);
-        vcpu.timer.come_back(1_300);
-        vcpu.timer.leave(1_310);
-        vcpu.timer.come_back(1_400);
+        vcpu.timer.halt(70, 500);
+        vcpu.timer.exit_to_user(1_000);
+        vcpu.timer.enter_from_user(1_300);
+        vcpu.timer.exit_to_user(1_310);
+        vcpu.timer.enter_from_user(1_400);
         assert!(!vcpu.timer.entry(2_010));
-        assert_eq!(vcpu.timer.odd_entry(2_010), Odd::Timed);
-        assert_eq!(split(&vcpu), [2_000, 390, 500]);
+        assert_eq!(vcpu.timer.entry_slow(2_010), EntryKind::Timed);
+        assert_eq!(parts(&vcpu), [2_000, 390, 70, 500]);
         // Done with: the next entry has no exit.
-        assert_eq!(vcpu.timer.odd_entry(3_000), Odd::Unannounced);
-        assert_eq!(split(&vcpu), [2_000, 390, 500]);
+        assert_eq!(vcpu.timer.entry_slow(3_000), EntryKind::Unannounced);
+        assert_eq!(parts(&vcpu), [2_000, 390, 70, 500]);
     }
 
     #[test]
     fn parts_are_never_more_than_the_whole() {
         let mut vcpu = Vcpu::new(Isa::Svm);
         vcpu.exit(0x72, 1_000);
-        vcpu.timer.leave(900);
-        vcpu.timer.come_back(2_000);
-        vcpu.timer.halted(u64::MAX);
-        assert_eq!(vcpu.timer.odd_entry(1_100), Odd::Timed);
-        assert_eq!(split(&vcpu), [100, 100, 0]);
+        vcpu.timer.exit_to_user(900);
+        vcpu.timer.enter_from_user(2_000);
+        vcpu.timer.halt(u64::MAX, u64::MAX);
+        assert_eq!(vcpu.timer.entry_slow(1_100), EntryKind::Timed);
+        assert_eq!(parts(&vcpu), [100, 100, 0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_part_is_clamped_to_what_the_ones_before_it_left(
+            cycles in 0..1_000_u64,
+            away in 0..1_000_u64,
+            halts in prop::collection::vec((0..1_000_u64, 0..1_000_u64), 0..4),
+        ) {
+            let mut vcpu = Vcpu::new(Isa::Svm);
+            vcpu.exit(0x72, 1);
+            vcpu.timer.exit_to_user(1);
+            vcpu.timer.enter_from_user(1 + away);
+            for &(polled, halted) in &halts {
+                vcpu.timer.halt(polled, halted);
+            }
+            prop_assert_eq!(vcpu.timer.entry_slow(1 + cycles), EntryKind::Timed);
+            let sum = |of: fn(&(u64, u64)) -> u64| halts.iter().map(of).sum::<u64>();
+            let user = away.min(cycles);
+            let polled = sum(|halt| halt.0).min(cycles - user);
+            let halted = sum(|halt| halt.1).min(cycles - user - polled);
+            prop_assert_eq!(parts(&vcpu), [cycles, user, polled, halted]);
+        }
     }
 
     #[test]
-    fn a_parted_exit_that_was_re_entered_unseen_is_not_timed_later() {
+    fn a_split_exit_that_was_re_entered_unseen_is_not_timed_later() {
         let mut vcpu = Vcpu::new(Isa::Svm);
         vcpu.exit(0x72, 10);
-        vcpu.timer.part();
+        vcpu.timer.split();
         vcpu.exit(0x7c, 20);
         assert!(vcpu.timer.entry(30));
-        assert_eq!(vcpu.timer.odd_entry(1_000), Odd::Unannounced);
-        assert_eq!(split(&vcpu), [0; 3]);
+        assert_eq!(vcpu.timer.entry_slow(1_000), EntryKind::Unannounced);
+        assert_eq!(parts(&vcpu), [0; 4]);
     }
 
     #[test]

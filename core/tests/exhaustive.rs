@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use exitscope_abi::reason::{Isa, MAX_REASONS};
 use exitscope_abi::region::{BUCKETS, Counters, bucket_low};
-use exitscope_core::{EXTRA_CODES, Odd, Place, SLOTS, Sum, Table, Timer, absorb, locate};
+use exitscope_core::{EXTRA_CODES, EntryKind, Place, SLOTS, Sum, Table, Timer, absorb, locate};
 
 /// The longest sequences.
 const LONGEST: u32 = if cfg!(miri) { 3 } else { 6 };
@@ -25,11 +25,11 @@ enum Event {
     /// An exit, by its place in [`CODES`].
     Exit(usize),
     Entry,
-    /// To user space, and back.
-    Leave,
-    ComeBack,
-    /// Halted for so many cycles.
-    Halt(u64),
+    /// KVM returns to user space, and is called again.
+    ExitToUser,
+    EnterFromUser,
+    /// Halted: polled for so many cycles, and slept for so many.
+    Halt(u64, u64),
     /// The clock goes on by so many ticks, or back.
     Tick(i64),
 }
@@ -41,9 +41,9 @@ const EVENTS: [Event; 11] = [
     Event::Exit(2),
     Event::Exit(3),
     Event::Entry,
-    Event::Leave,
-    Event::ComeBack,
-    Event::Halt(40),
+    Event::ExitToUser,
+    Event::EnterFromUser,
+    Event::Halt(30, 40),
     Event::Tick(1),
     Event::Tick(300),
     Event::Tick(-1),
@@ -104,14 +104,14 @@ impl<'a> Real<'a> {
     }
 
     /// Does it; what an entry was.
-    fn apply(&mut self, event: Event, now: u64) -> Option<Odd> {
+    fn apply(&mut self, event: Event, now: u64) -> Option<EntryKind> {
         match event {
             Event::Exit(index) => self.exit(CODES[index], now),
-            Event::Entry if self.timer.entry(now) => return Some(Odd::Timed),
-            Event::Entry => return Some(self.timer.odd_entry(now)),
-            Event::Leave => self.timer.leave(now),
-            Event::ComeBack => self.timer.come_back(now),
-            Event::Halt(cycles) => self.timer.halted(cycles),
+            Event::Entry if self.timer.entry(now) => return Some(EntryKind::Timed),
+            Event::Entry => return Some(self.timer.entry_slow(now)),
+            Event::ExitToUser => self.timer.exit_to_user(now),
+            Event::EnterFromUser => self.timer.enter_from_user(now),
+            Event::Halt(polled, halted) => self.timer.halt(polled, halted),
             Event::Tick(_) => {}
         }
         None
@@ -123,13 +123,14 @@ struct Open {
     account: usize,
     since: i64,
     user: i64,
+    polled: i64,
     halted: i64,
-    left: Option<i64>,
+    user_since: Option<i64>,
 }
 
 impl Open {
-    fn come_back(&mut self, now: i64) {
-        self.user += self.left.take().map_or(0, |left| (now - left).max(0));
+    fn enter_from_user(&mut self, now: i64) {
+        self.user += self.user_since.take().map_or(0, |since| (now - since).max(0));
     }
 }
 
@@ -141,8 +142,9 @@ struct Model {
     exits: [u64; 4],
     /// Cycles of the timed exits.
     timed: [Vec<u64>; 4],
-    /// Cycles in user space and halted.
+    /// Cycles in user space, polled and halted.
     user: [u64; 4],
+    polled: [u64; 4],
     halted: [u64; 4],
     open: Option<Open>,
     /// Exits whose duration will never be known.
@@ -150,37 +152,45 @@ struct Model {
 }
 
 impl Model {
-    fn apply(&mut self, event: Event, now: i64) -> Option<Odd> {
+    fn apply(&mut self, event: Event, now: i64) -> Option<EntryKind> {
         match event {
             Event::Exit(index) => {
                 let has_room = index < 2 || *self.extra.get_or_insert(index) == index;
                 let account = if has_room { index.min(2) } else { OVERFLOW };
                 self.exits[account] += 1;
                 self.lost += u64::from(self.open.is_some());
-                self.open = Some(Open { account, since: now, user: 0, halted: 0, left: None });
+                self.open =
+                    Some(Open { account, since: now, user: 0, polled: 0, halted: 0, user_since: None });
             }
             Event::Entry => return Some(self.entry(now)),
-            Event::Leave => self.open.iter_mut().for_each(|open| open.left = Some(now)),
-            Event::ComeBack => self.open.iter_mut().for_each(|open| open.come_back(now)),
-            Event::Halt(cycles) => self.open.iter_mut().for_each(|open| open.halted += cycles as i64),
+            Event::ExitToUser => self.open.iter_mut().for_each(|open| open.user_since = Some(now)),
+            Event::EnterFromUser => self.open.iter_mut().for_each(|open| open.enter_from_user(now)),
+            Event::Halt(polled, halted) => {
+                if let Some(open) = &mut self.open {
+                    open.polled += polled as i64;
+                    open.halted += halted as i64;
+                }
+            }
             Event::Tick(_) => {}
         }
         None
     }
 
-    fn entry(&mut self, now: i64) -> Odd {
-        let Some(mut open) = self.open.take() else { return Odd::Unannounced };
-        open.come_back(now);
+    fn entry(&mut self, now: i64) -> EntryKind {
+        let Some(mut open) = self.open.take() else { return EntryKind::Unannounced };
+        open.enter_from_user(now);
         let cycles = now - open.since;
         if cycles < 0 {
             self.lost += 1;
-            return Odd::Backwards;
+            return EntryKind::Backwards;
         }
         let user = open.user.min(cycles);
         self.timed[open.account].push(cycles as u64);
         self.user[open.account] += user as u64;
-        self.halted[open.account] += open.halted.min(cycles - user) as u64;
-        Odd::Timed
+        let polled = open.polled.min(cycles - user);
+        self.polled[open.account] += polled as u64;
+        self.halted[open.account] += open.halted.min(cycles - user - polled) as u64;
+        EntryKind::Timed
     }
 }
 
@@ -213,9 +223,13 @@ fn run(events: &[Event], taken: &[Counters]) {
     for (counters, (exits, timed)) in counters.iter().zip(model.exits.into_iter().zip(&model.timed)) {
         check(counters, exits, timed);
     }
-    for (counters, (user, halted)) in counters.iter().zip(model.user.into_iter().zip(model.halted)) {
-        assert_eq!([&counters.user, &counters.halted].map(|counter| counter.load(Relaxed)), [user, halted]);
-        assert!(user + halted <= counters.cycles.load(Relaxed), "parts of the cycles are no more than they");
+    for (account, counters) in counters.iter().enumerate() {
+        let parts = [&counters.user, &counters.polled, &counters.halted].map(|counter| counter.load(Relaxed));
+        assert_eq!(parts, [model.user[account], model.polled[account], model.halted[account]]);
+        assert!(
+            parts.iter().sum::<u64>() <= counters.cycles.load(Relaxed),
+            "the parts of the cycles are no more than they"
+        );
     }
     let exits = events.iter().filter(|event| matches!(event, Event::Exit(_))).count() as u64;
     let timed = model.timed.concat();

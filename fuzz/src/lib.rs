@@ -6,13 +6,15 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use exitscope_abi::leaf::{Discovery, Expose, Figures, Layout, Question, Registers, Scope, may_be_ours};
+use exitscope_abi::leaf::{
+    Discovery, Expose, Figures, Layout, Question, Reasons, Registers, Scope, may_be_ours,
+};
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{Counters, MAGIC, VERSION};
 use exitscope_caps::decode::decode;
 use exitscope_caps::{dump, summary};
 use exitscope_core::btf::{Types, split};
-use exitscope_core::{Figured, Setting, Sum, answer};
+use exitscope_core::{Accounts, Setting, Sum, answer};
 use exitscope_host::region::Region;
 use exitscope_lab::frame;
 use exitscope_model as model;
@@ -59,8 +61,8 @@ impl Numbers<'_> {
 /// Counters that say the same for every scope.
 struct Seen(Sum);
 
-impl Figured for Seen {
-    fn sum(&self, _: Scope) -> Sum {
+impl Accounts for Seen {
+    fn sum(&self, _: Scope, _: Reasons) -> Sum {
         self.0
     }
 }
@@ -76,7 +78,8 @@ pub fn leaf(bytes: &[u8]) {
     let isa = numbers.one_of(&Isa::ALL);
     let (leaf, sub_leaf) = (numbers.word(), numbers.word());
     let counters = Counters::default();
-    for counter in [&counters.exits, &counters.cycles, &counters.min, &counters.max] {
+    let Counters { exits, cycles, min, max, user, polled, halted, .. } = &counters;
+    for counter in [exits, cycles, min, max, user, polled, halted] {
         counter.store(numbers.long(), std::sync::atomic::Ordering::Relaxed);
     }
     let mut sum = Sum::default();
@@ -108,9 +111,9 @@ pub fn leaf(bytes: &[u8]) {
 
 /// An answer is read as it was given.
 fn as_told(question: Question, told: Registers, figures: Figures, isa: Isa) {
-    match question.scope() {
-        Scope::Nothing => assert!(Discovery::decode(told).is_some_and(|discovery| discovery.isa == isa)),
-        Scope::Reason(code) if isa.dense(code).is_none() => assert_eq!(question.decode(told), None),
+    match question.reasons() {
+        Reasons::None => assert!(Discovery::decode(told).is_some_and(|discovery| discovery.isa == isa)),
+        Reasons::One(code) if isa.dense(code).is_none() => assert_eq!(question.decode(told), None),
         _ => {
             let read = question.decode(told);
             // Four full registers are both the largest figures and the mark of an undefined reason.

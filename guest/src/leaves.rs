@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use exitscope_abi::leaf::{DISCOVERY, Discovery, Figures, Question, Registers};
+use exitscope_abi::leaf::{DISCOVERY, Discovery, Figures, Question, Registers, Scope};
 use exitscope_abi::reason::Reason;
 
 /// No exitscope answers this machine's CPUID.
@@ -43,8 +43,16 @@ impl Leaves {
         self.discovery
     }
 
-    /// Asks one question; `None` when the layout has no leaf for it or the reason is not defined.
+    /// Whether a vCPU can ask for its own exits, and anyone for the parts of a reason's cycles.
+    pub fn has_vcpu_leaves(&self) -> bool {
+        Question::VcpuTotal.since() <= self.discovery.version
+    }
+
+    /// Asks one question; `None` when the host's module has no leaf for it or the reason is not defined.
     pub fn ask(&self, question: Question) -> Option<Figures> {
+        if question.since() > self.discovery.version {
+            return None;
+        }
         let (leaf, sub_leaf) = question.address(self.discovery.layout)?;
         question.decode((self.cpuid)(leaf, sub_leaf))
     }
@@ -58,7 +66,37 @@ impl Leaves {
     pub fn reason(&self, code: u32) -> Option<Figures> {
         let Figures { exits, cycles, .. } = self.ask(Question::Reason(code))?;
         let Figures { min, max, .. } = self.ask(Question::Extremes(code))?;
-        Some(Figures { exits, cycles, min, max })
+        Some(Figures { exits, cycles, min, max, ..Figures::default() })
+    }
+
+    /// The four parts of a reason's cycles (kernel, user, polled, halted), of the vCPU that asks or of all that the
+    /// policy tells; `None` for one that the manual does not define, and where there are no such leaves. Two questions
+    /// answer it, between which a CPUID's time goes on.
+    pub fn parts(&self, scope: Scope, code: u32) -> Option<Figures> {
+        let (first, second) = match scope {
+            Scope::Vcpu => (Question::VcpuKernelUser(code), Question::VcpuPolledHalted(code)),
+            Scope::Policy => (Question::KernelUser(code), Question::PolledHalted(code)),
+        };
+        let Figures { kernel, user, .. } = self.ask(first)?;
+        let Figures { polled, halted, .. } = self.ask(second)?;
+        Some(Figures { kernel, user, polled, halted, ..Figures::default() })
+    }
+
+    /// Exits and cycles of all reasons of the vCPU that asks, which is the one that this thread runs on; `None` where
+    /// there is no such leaf.
+    pub fn vcpu_total(&self) -> Option<Figures> {
+        self.ask(Question::VcpuTotal)
+    }
+
+    /// Exits and cycles of a reason of the vCPU that asks; `None` for one that the manual does not define, and where
+    /// there is no such leaf.
+    pub fn vcpu_reason(&self, code: u32) -> Option<Figures> {
+        self.ask(Question::VcpuReason(code))
+    }
+
+    /// Exits and cycles of codes that no manual defines, of the vCPU that asks; `None` where there is no such leaf.
+    pub fn vcpu_undefined(&self) -> Option<Figures> {
+        self.ask(Question::VcpuUndefined)
     }
 
     /// Every reason that has exits, by code.
@@ -76,22 +114,26 @@ impl Leaves {
 
 #[cfg(test)]
 mod tests {
-    use exitscope_abi::leaf::{Expose, Layout, VERSION};
+    use exitscope_abi::leaf::{Expose, Layout, Reasons, VERSION};
     use exitscope_abi::reason::Isa;
 
     use super::*;
 
+    const NONE: Figures =
+        Figures { exits: 0, cycles: 0, min: 0, max: 0, kernel: 0, user: 0, polled: 0, halted: 0 };
+
     fn with_exitscope(leaf: u32, sub_leaf: u32) -> Registers {
-        let figures = Figures { exits: 5, cycles: 1 << 33, min: 7, max: 9 };
+        let parts = Figures { kernel: 1 << 32, user: 1 << 31, polled: 1 << 30, halted: 1 << 30, ..NONE };
+        let figures = Figures { exits: 5, cycles: 1 << 33, min: 7, max: 9, ..parts };
         match Question::parse(Layout::Classic, leaf, sub_leaf) {
             Some(Question::Discovery) => {
                 Discovery { version: VERSION, layout: Layout::Classic, isa: Isa::Vmx, expose: Expose::Vm }
                     .encode()
             }
-            Some(question @ (Question::Reason(10) | Question::Extremes(10) | Question::Total)) => {
+            Some(question) if matches!(question.reasons(), Reasons::All | Reasons::One(10)) => {
                 question.encode(figures)
             }
-            Some(question @ Question::Reason(35)) => question.encode_undefined(),
+            Some(question) if question.reasons() == Reasons::One(35) => question.encode_undefined(),
             _ => Registers::default(),
         }
     }
@@ -100,10 +142,37 @@ mod tests {
     fn figures_are_read() {
         let leaves = Leaves::find_with(with_exitscope).unwrap();
         assert_eq!(leaves.total().cycles, 1 << 33);
-        assert_eq!(leaves.reason(10).unwrap(), Figures { exits: 5, cycles: 1 << 33, min: 7, max: 9 });
+        assert_eq!(leaves.reason(10).unwrap(), Figures { exits: 5, cycles: 1 << 33, min: 7, max: 9, ..NONE });
         assert_eq!(leaves.reason(11), Some(Figures::default()));
         assert_eq!(leaves.reason(35), None);
         assert_eq!(leaves.reasons().map(|(reason, _)| reason.name).collect::<Vec<_>>(), ["CPUID"]);
+    }
+
+    #[test]
+    fn a_vcpus_own_figures_are_read() {
+        let leaves = Leaves::find_with(with_exitscope).unwrap();
+        let both = Figures { exits: 5, cycles: 1 << 33, ..NONE };
+        assert_eq!([leaves.vcpu_total(), leaves.vcpu_reason(10)], [Some(both); 2]);
+        assert_eq!([leaves.vcpu_reason(11), leaves.vcpu_undefined()], [Some(NONE); 2]);
+        for scope in [Scope::Vcpu, Scope::Policy] {
+            let Figures { kernel, user, polled, halted, .. } = leaves.parts(scope, 10).unwrap();
+            assert_eq!(kernel + user + polled + halted, 1 << 33);
+            assert_eq!(leaves.parts(scope, 35), None);
+        }
+    }
+
+    /// On such a host the leaf is KVM's to answer, with figures that are none.
+    #[test]
+    fn leaves_that_the_hosts_version_lacks_are_not_asked() {
+        fn earlier(leaf: u32, sub_leaf: u32) -> Registers {
+            let answer = with_exitscope(leaf, sub_leaf);
+            Discovery::decode(answer).map_or(answer, |now| Discovery { version: 1, ..now }.encode())
+        }
+        let [earlier, now] = [earlier, with_exitscope].map(|cpuid| Leaves::find_with(cpuid).unwrap());
+        assert!(now.has_vcpu_leaves() && !earlier.has_vcpu_leaves());
+        assert_eq!((earlier.total(), earlier.reason(10)), (now.total(), now.reason(10)));
+        assert_eq!([earlier.vcpu_total(), earlier.vcpu_reason(10), earlier.vcpu_undefined()], [None; 3]);
+        assert_eq!([Scope::Vcpu, Scope::Policy].map(|scope| earlier.parts(scope, 10)), [None; 2]);
     }
 
     #[test]

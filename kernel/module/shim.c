@@ -15,6 +15,7 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
@@ -124,12 +125,20 @@ u32 exitscope_vm_pid(struct kvm *vm)
 	return vm->userspace_pid;
 }
 
-/* KVM's own clock of kvm_vcpu_halt(): polling that found something, polling that did not, and waiting. */
-u64 exitscope_vcpu_halted_ns(struct kvm_vcpu *vcpu)
+u32 exitscope_current_thread(void)
+{
+	return task_pid_nr(current);
+}
+
+/* KVM's own clock of kvm_vcpu_halt(): polling, whether it found a wake-up or not, and waiting. */
+struct exitscope_halt_stats exitscope_vcpu_halt_stats(struct kvm_vcpu *vcpu)
 {
 	const struct kvm_vcpu_stat_generic *stat = &vcpu->stat.generic;
 
-	return stat->halt_poll_success_ns + stat->halt_poll_fail_ns + stat->halt_wait_ns;
+	return (struct exitscope_halt_stats){
+		.polled = stat->halt_poll_success_ns + stat->halt_poll_fail_ns,
+		.waited = stat->halt_wait_ns,
+	};
 }
 
 u32 exitscope_tsc_khz(void)

@@ -30,7 +30,15 @@ u32 exitscope_vcpu_id(struct kvm_vcpu *vcpu);
 bool exitscope_vcpu_answerable(struct kvm_vcpu *vcpu);
 bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip);
 u32 exitscope_vm_pid(struct kvm *vm);
-u64 exitscope_vcpu_halted_ns(struct kvm_vcpu *vcpu);
+u32 exitscope_current_thread(void);
+
+/* Time of halts, in ns. */
+struct exitscope_halt_stats {
+	u64 polled;
+	u64 waited;
+};
+
+struct exitscope_halt_stats exitscope_vcpu_halt_stats(struct kvm_vcpu *vcpu);
 u32 exitscope_most_pages(void);
 u32 exitscope_tsc_khz(void);
 void exitscope_bug(void) __noreturn;

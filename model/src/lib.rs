@@ -16,7 +16,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use exitscope_abi::reason::Isa;
-use exitscope_abi::region;
 use serde::{Deserialize, Serialize};
 
 /// The schema's name and version.
@@ -119,7 +118,7 @@ pub struct Reason {
     pub name: Cow<'static, str>,
     /// Exits.
     pub exits: u64,
-    /// Cycles of all timed exits: the sum of the next three, where they are told.
+    /// Cycles of all timed exits: the sum of the next four, where they are told.
     pub cycles: u64,
     /// Of these, those in the host's kernel, time that the vCPU's thread waited for a CPU included.
     #[serde(default)]
@@ -127,10 +126,10 @@ pub struct Reason {
     /// Those in the VMM's user space: between KVM_RUN's return and its next call.
     #[serde(default)]
     pub user: u64,
-    /// Those in which the kernel polled for the end of a halt.
+    /// Those of halt polling: the vCPU was halted, and its thread kept its CPU and looked for a wake-up.
     #[serde(default)]
     pub polled: u64,
-    /// Those that the vCPU was halted or blocked, without polling.
+    /// Those that the vCPU's thread slept, as its vCPU was halted or blocked.
     #[serde(default)]
     pub halted: u64,
     /// Fewest cycles of one exit; 0 when none was timed.
@@ -149,26 +148,6 @@ impl Reason {
     /// Mean cycles of a timed exit.
     pub fn mean(&self) -> Option<u64> {
         self.cycles.checked_div(self.exits.saturating_sub(self.untimed))
-    }
-
-    /// Takes away what was counted until a moment, and leaves what has come since. Minimum and maximum become bounds.
-    pub fn subtract(&mut self, before: &Self) {
-        self.exits = self.exits.saturating_sub(before.exits);
-        self.cycles = self.cycles.saturating_sub(before.cycles);
-        self.kernel = self.kernel.saturating_sub(before.kernel);
-        self.user = self.user.saturating_sub(before.user);
-        self.polled = self.polled.saturating_sub(before.polled);
-        self.halted = self.halted.saturating_sub(before.halted);
-        let gone: BTreeMap<u64, u64> = before.histogram.iter().copied().collect();
-        for (low, count) in &mut self.histogram {
-            *count = count.saturating_sub(gone.get(low).copied().unwrap_or(0));
-        }
-        self.histogram.retain(|&(_, count)| count > 0);
-        let timed = self.histogram.iter().map(|&(_, count)| count).fold(0, u64::wrapping_add);
-        self.untimed = self.exits.saturating_sub(timed);
-        let (first, last) = (self.histogram.first(), self.histogram.last());
-        self.min = first.map_or(0, |&(low, _)| low.max(self.min));
-        self.max = last.map_or(0, |&(low, _)| self.max.min(region::bucket_end(low)));
     }
 
     fn absorb(&mut self, other: &Self) {
@@ -221,7 +200,7 @@ impl Vm {
 pub struct Vcpu {
     /// KVM's id.
     pub id: u32,
-    /// The thread that ran it first, in the initial PID namespace; 0 when not known.
+    /// The thread that ran it when its first exit was seen, in the initial PID namespace; 0 in the sum of retired VMs.
     #[serde(default)]
     pub thread: u32,
     /// Exits that KVM did not announce: it re-entered the guest, which was known to be in it already.
@@ -341,18 +320,6 @@ mod tests {
         assert_eq!((merged[0].exits, merged[0].min, merged[0].max), (5, 8, 11));
         assert_eq!(merged[0].histogram, [(8, 5)]);
         assert_eq!(total(&merged), Total { exits: 10, cycles: 100 });
-    }
-
-    #[test]
-    fn what_came_before_is_taken_away() {
-        let before = Reason { histogram: vec![(512, 2), (1024, 1)], ..reason(10, 4, 600, 1_500) };
-        let mut since =
-            Reason { histogram: vec![(512, 2), (1024, 4), (4096, 1)], ..reason(10, 9, 600, 5_000) };
-        since.subtract(&before);
-        assert_eq!((since.exits, since.cycles, since.untimed), (5, 50, 1));
-        assert_eq!(since.histogram, [(1024, 3), (4096, 1)]);
-        // Bounds: nothing since then can have been shorter than its bucket, or longer than the longest of all.
-        assert_eq!((since.min, since.max), (1_024, 5_000));
     }
 
     #[test]

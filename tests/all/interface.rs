@@ -9,6 +9,8 @@ use exitscope_tests::{
 };
 use serde::Deserialize;
 
+use crate::leaves::{leaf, registers};
+
 const CPUID: u32 = 0x72;
 const RDMSR: u32 = 0x7c;
 
@@ -50,6 +52,8 @@ fn reasons(vm: &Vm) -> Vec<Reason> {
 #[test]
 fn a_policy_may_be_set_for_one_vm() {
     let read = ["/init guest --json"];
+    let [of_host, of_vcpu] = [0x4fff_fff1, 0x4fff_fff5].map(|number| leaf(number, 0));
+    let read_both = [read[0], &of_host, &of_vcpu];
     let policy = |label: &str, vm: &str, policy: &str| command(label, &["module", "policy", vm, policy]);
     let steps = vec![
         insert(""),
@@ -58,7 +62,10 @@ fn a_policy_may_be_set_for_one_vm() {
             vec![linux("quiet", &read)],
             vec![Step::AwaitVm { id: 2 }, policy("off", "2", "off"), status_step("during")],
         ),
-        while_running(vec![linux("all", &read)], vec![Step::AwaitVm { id: 3 }, policy("host", "3", "host")]),
+        while_running(
+            vec![linux("all", &read_both)],
+            vec![Step::AwaitVm { id: 3 }, policy("host", "3", "host")],
+        ),
         while_running(
             vec![linux("own", &read)],
             vec![Step::AwaitVm { id: 4 }, policy("vm", "4", "host"), policy("back", "4", "default")],
@@ -87,6 +94,12 @@ fn a_policy_may_be_set_for_one_vm() {
     assert_eq!((all.expose.as_str(), own.expose.as_str()), ("host", "vm"));
     let before: u64 = ["first", "quiet"].map(|guest| transcript.vm("end", guest).total().exits).iter().sum();
     assert!(all.total.exits > before, "{:?}", all.total);
+    // The vCPU is told its own also then: what the host has beyond it is the others' at least.
+    let [[of_host, ..], [of_vcpu, ..]] =
+        [1, 2].map(|index| registers(&transcript.guest("all").outputs[index]));
+    let own_exits = transcript.vm("end", "all").total().exits;
+    assert!(u64::from(of_vcpu) <= own_exits && before + own_exits >= of_host.into(), "{of_host} {of_vcpu}");
+    assert!(all.total.exits < of_host.into() && of_vcpu > 0);
     assert!(own.total.exits <= transcript.vm("end", "own").total().exits);
 
     for (label, code, why) in [

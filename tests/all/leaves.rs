@@ -15,28 +15,46 @@ struct Codes {
     never: u32,
     /// One that no manual defines.
     undefined: u32,
+    /// One whose time is the kernel's and the VMM's: an access to a port.
+    io: u32,
 }
 
 impl Codes {
     fn of(vendor: Vendor) -> Self {
         match vendor {
-            Vendor::Amd => Self { cpuid: 114, never: 125, undefined: 169 },
-            Vendor::Intel => Self { cpuid: 10, never: 11, undefined: 35 },
+            Vendor::Amd => Self { cpuid: 114, never: 125, undefined: 169, io: 0x7b },
+            Vendor::Intel => Self { cpuid: 10, never: 11, undefined: 35, io: 30 },
         }
     }
 
     /// Everything that a guest asks, in this order; [`Answers`] names them.
-    fn commands(&self) -> Vec<String> {
+    fn commands(&self, layout: Layout) -> Vec<String> {
         let ours =
             ["--json", "--course --json", "CPUID --json"].map(|question| format!("/init guest {question}"));
-        let leaf = |leaf: u32, code: u32| format!("/usr/bin/cpuid -1 -r -l {leaf:#x} -s {code}");
         let leaves = |code| (0x4fff_fffc..=0x4fff_ffff).map(move |number| leaf(number, code));
         let mut commands = ours.to_vec();
         commands.extend(leaves(self.cpuid).chain(leaves(self.undefined)));
         commands.push(leaf(0x4fff_fffd, self.never));
         commands.extend([format!("/init guest {}", self.undefined), "/init guest NO_SUCH_REASON".into()]);
+        // The layout is of no consequence for them.
+        if layout == Layout::Classic {
+            commands.extend(self.own_leaves().map(|(number, code)| leaf(number, code)));
+        }
         commands
     }
+
+    /// Own leaves and their sub-leaves, in the order in which a guest asks them one by one; see [`check_vcpu_leaves`].
+    fn own_leaves(&self) -> impl Iterator<Item = (u32, u32)> {
+        let of_io = [0xF2, 0xF9, 0xFA, 0xF6, 0xF7, 0xF8, 0xF2].map(|low| (low, self.io));
+        let of_all = [0xF1, 0xF5, 0xF1, 0xF4, 0xFB].map(|low| (low, 0));
+        let of_none = [0xF6, 0xF7, 0xF8, 0xF9, 0xFA].map(|low| (low, self.undefined));
+        of_io.into_iter().chain(of_all).chain(of_none).map(|(low, code)| (0x4fff_ff00 | low, code))
+    }
+}
+
+/// The command by which Debian's `cpuid` asks a leaf with a sub-leaf.
+pub fn leaf(number: u32, sub_leaf: u32) -> String {
+    format!("/usr/bin/cpuid -1 -r -l {number:#x} -s {sub_leaf}")
 }
 
 /// What a guest was answered, and what the host had counted for it in the end.
@@ -49,19 +67,21 @@ struct Answers<'a> {
     undefined: [[u32; 4]; 4],
     never: [u32; 4],
     complaints: [&'a Output; 2],
+    /// Those of [`Codes::own_leaves`], in the classic layout.
+    own_leaves: Vec<[u32; 4]>,
     counted: &'a Vm,
     code: u32,
 }
 
 /// The four registers that Debian's `cpuid -r` printed.
-fn registers(output: &Output) -> [u32; 4] {
+pub fn registers(output: &Output) -> [u32; 4] {
     course::registers(&output.stdout).unwrap_or_else(|| panic!("{output:?}"))
 }
 
 impl<'a> Answers<'a> {
     fn of(transcript: &'a Transcript, codes: &Codes, layout: Layout) -> Self {
         let outputs = transcript.guest(layout.name()).outputs;
-        assert_eq!(outputs.len(), codes.commands().len());
+        assert_eq!(outputs.len(), codes.commands(layout).len());
         let view = |index: usize| serde_json::from_str(&outputs[index].stdout).unwrap();
         Self {
             own: view(0),
@@ -71,6 +91,7 @@ impl<'a> Answers<'a> {
             undefined: [7, 8, 9, 10].map(|index| registers(&outputs[index])),
             never: registers(&outputs[11]),
             complaints: [&outputs[12], &outputs[13]],
+            own_leaves: outputs[14..].iter().map(registers).collect(),
             counted: transcript.vm("layouts", layout.name()),
             code: codes.cpuid,
         }
@@ -97,10 +118,10 @@ fn all_layouts_are_read(vendor: Vendor) {
 
 /// A guest in each layout.
 pub fn steps(vendor: Vendor) -> Vec<Step> {
-    let commands = Codes::of(vendor).commands();
-    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     let mut steps = vec![insert("layout=reordered")];
     for layout in Layout::ALL {
+        let commands = Codes::of(vendor).commands(*layout);
+        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
         steps.push(Step::set("layout", layout.name()));
         steps.push(guests(vec![linux(layout.name(), &commands)]));
     }
@@ -116,6 +137,9 @@ pub fn check(transcript: &Transcript, vendor: Vendor) {
         let answers = Answers::of(transcript, &codes, layout);
         check_own_leaves(&answers, isa, layout);
         check_course_leaves(&answers, layout);
+        if layout == Layout::Classic {
+            check_vcpu_leaves(&answers, &codes);
+        }
         let [undefined, unknown] = answers.complaints;
         let undefined_reason =
             format!("{} defines no exit reason {}", isa.name().to_uppercase(), codes.undefined);
@@ -147,6 +171,53 @@ fn check_own_leaves(answers: &Answers<'_>, isa: Isa, layout: Layout) {
         assert!(own.total.cycles < course.total.cycles && course.total.cycles <= total.cycles);
     }
     assert!(own.total.exits < course.total.exits && course.total.exits <= total.exits);
+}
+
+/// The only vCPU of a VM is told what its VM is told, but for what happens between two questions; and the parts of a
+/// reason's cycles add up to them.
+fn check_vcpu_leaves(answers: &Answers<'_>, codes: &Codes) {
+    let pairs: Vec<[u64; 2]> = answers
+        .own_leaves
+        .iter()
+        .map(|&[eax, ebx, ecx, edx]| {
+            [(eax, ebx), (ecx, edx)].map(|(low, high)| u64::from(high) << 32 | u64::from(low))
+        })
+        .collect();
+    let [
+        first,
+        [kernel, user],
+        [polled, halted],
+        vcpu,
+        [vcpu_kernel, vcpu_user],
+        [vcpu_polled, vcpu_halted],
+        last,
+        total,
+        vcpu_total,
+        total_after,
+        undefined,
+        vcpu_undefined,
+        none @ ..,
+    ] = pairs.as_slice()
+    else {
+        panic!("{pairs:?}")
+    };
+    let io = answers.counted(codes.io.into());
+    let whole = [first[1], kernel + user + polled + halted, vcpu[1]];
+    assert!(whole.is_sorted() && whole[2] <= io.cycles, "{pairs:?} {io:?}");
+    let vcpus_whole = [vcpu[1], vcpu_kernel + vcpu_user + vcpu_polled + vcpu_halted, last[1], io.cycles];
+    assert!(vcpus_whole.is_sorted(), "{pairs:?} {io:?}");
+    // Each part is more the later it is asked for, and no more than the host has in the end.
+    for part in [[*kernel, *vcpu_kernel, io.kernel], [*user, *vcpu_user, io.user]] {
+        assert!(part[0] > 0 && part.is_sorted(), "{pairs:?} {io:?}");
+    }
+    assert_eq!([*polled, *vcpu_polled, *halted, *vcpu_halted], [0; 4]);
+    assert!([first[0], vcpu[0], last[0], io.exits].is_sorted(), "{pairs:?} {io:?}");
+    for figure in [0, 1] {
+        let growing = [total[figure], vcpu_total[figure], total_after[figure]];
+        assert!(growing[0] < growing[1] && growing[1] < growing[2], "{growing:?}");
+    }
+    assert_eq!([undefined, vcpu_undefined], [&[0; 2]; 2]);
+    assert_eq!(none, [[u64::MAX; 2]; 5]);
 }
 
 /// Debian's `cpuid`, register by register. Figures grow from one command to the next.

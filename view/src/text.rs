@@ -106,8 +106,8 @@ pub fn share(part: u64, whole: u64) -> String {
 /// The ranked table of reasons: exits, share, total cycles, where they went, min, mean, max.
 pub fn reasons(reasons: &[Reason], total: Total) -> String {
     let mut table = Table::new(&[
-        "EXIT", "CODE", "EXITS", "EXITS%", "CYCLES", "CYCLES%", "KERNEL", "USER", "HALTED", "MIN", "MEAN",
-        "MAX",
+        "EXIT", "CODE", "EXITS", "EXITS%", "CYCLES", "CYCLES%", "KERNEL", "USER", "POLLED", "HALTED", "MIN",
+        "MEAN", "MAX",
     ]);
     for reason in reasons {
         table.row([
@@ -119,6 +119,7 @@ pub fn reasons(reasons: &[Reason], total: Total) -> String {
             share(reason.cycles, total.cycles),
             share(reason.kernel, reason.cycles),
             share(reason.user, reason.cycles),
+            share(reason.polled, reason.cycles),
             share(reason.halted, reason.cycles),
             grouped(reason.min),
             reason.mean().map_or("-".into(), grouped),
@@ -193,9 +194,10 @@ pub fn memory_shortage(quality: &Quality) -> String {
 fn time_split(report: &Report) -> String {
     let part = |of: fn(&Reason) -> u64| share(report.reasons.iter().map(of).sum(), report.total.cycles);
     format!(
-        "of them {} in the kernel, {} in the VMM's user space, {} halted",
+        "of them {} in the kernel, {} in the VMM's user space, {} polled, {} halted",
         part(|reason| reason.kernel),
         part(|reason| reason.user),
+        part(|reason| reason.polled),
         part(|reason| reason.halted)
     )
 }
@@ -292,7 +294,10 @@ mod tests {
         let row = text.lines().nth(1).unwrap();
         assert_eq!(
             row.split_whitespace().collect::<Vec<_>>(),
-            ["CPUID", "114", "3", "75.00%", "300", "25.00%", "90.00%", "10.00%", "0.00%", "90", "100", "120"]
+            [
+                "CPUID", "114", "3", "75.00%", "300", "25.00%", "90.00%", "10.00%", "0.00%", "0.00%", "90",
+                "100", "120"
+            ]
         );
     }
 

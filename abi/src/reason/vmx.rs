@@ -107,6 +107,14 @@ static INDEX: [u8; CODES] = {
     index
 };
 
+/// As [`dense`], for [`super::Isa::dense_nospec`].
+pub(super) fn dense_nospec(code: u32) -> Option<usize> {
+    if code as usize >= CODES {
+        return None;
+    }
+    dense(super::index_nospec(code as usize, CODES) as u32)
+}
+
 /// The index of `code` in [`REASONS`]: one bounds check and one load from two cache lines.
 #[inline]
 pub(super) const fn dense(code: u32) -> Option<usize> {

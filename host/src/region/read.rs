@@ -118,10 +118,10 @@ impl Cells {
         fence(Acquire);
         let counts = from.histogram.get(lowest..end).unwrap_or_default();
         let buckets = self.accounts.keep(lowest, counts.iter().map(read));
-        let [user, halted] = [&from.user, &from.halted].map(read);
+        let [user, polled, halted] = [&from.user, &from.polled, &from.halted].map(read);
         fence(Acquire);
         let [cycles, exits] = [&from.cycles, &from.exits].map(read);
-        let account = Account { code, exits, cycles, user, polled: 0, halted, min, max, buckets };
+        let account = Account { code, exits, cycles, user, polled, halted, min, max, buckets };
         Copied { cell, owner, account }
     }
 
@@ -248,7 +248,8 @@ fn read_vm(cell: u32, vm: &VmCell, life: u16) -> Vm {
 
 fn read_vcpu(cell: u32, owner: u32, vcpu: &VcpuCell) -> Vcpu {
     let [unannounced, backwards] = [&vcpu.unannounced, &vcpu.backwards].map(|count| count.load(Relaxed));
-    Vcpu { cell, owner, id: vcpu.id.load(Relaxed), thread: 0, unannounced, backwards }
+    let [id, thread] = [&vcpu.id, &vcpu.thread].map(|number| number.load(Relaxed));
+    Vcpu { cell, owner, id, thread, unannounced, backwards }
 }
 
 /// A cell as one of the region's smaller structures.

@@ -1,4 +1,4 @@
-//! The region's memory: pages of cells, handed out and taken back under the registry's lock.
+//! The region's memory: pages of cells, allocated and freed under the registry's lock.
 
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
@@ -72,11 +72,11 @@ pub fn count_unaccounted() {
     if let Some(header) = header() {
         header.unaccounted.fetch_add(1, Relaxed);
     }
-    announce_shortage();
+    set_overflowed();
 }
 
 /// Tells readers that some exits are not counted where they belong.
-pub fn announce_shortage() {
+pub fn set_overflowed() {
     if let Some(header) = header()
         && header.flags.load(Relaxed) & flags::OVERFLOWED == 0
     {
@@ -85,14 +85,14 @@ pub fn announce_shortage() {
 }
 
 /// Tells readers that numbers are about to move from cells to others, or have done so.
-pub fn announce_move() {
+pub fn note_move() {
     if let Some(header) = header() {
         header.moves.fetch_add(1, AcqRel);
     }
 }
 
 /// Tells readers that counters are about to be copied to baselines, or have been.
-pub fn announce_reset() {
+pub fn note_reset() {
     if let Some(header) = header() {
         header.resets.fetch_add(1, AcqRel);
     }
@@ -101,15 +101,15 @@ pub fn announce_reset() {
 /// The cells that no one owns; part of what the registry's lock protects.
 #[derive(Debug)]
 pub struct Pool {
-    /// First of a chain linked through [`Head::owner`]; 0 ends it.
-    free: Number,
-    /// How long the chain is.
+    /// The first free cell; the list is linked through [`Head::owner`], and 0 ends it.
+    free_list: Number,
+    /// Length of that list.
     free_cells: usize,
 }
 
 impl Pool {
     pub const fn new() -> Self {
-        Self { free: 0, free_cells: 0 }
+        Self { free_list: 0, free_cells: 0 }
     }
 
     /// Allocates the first page, fills in the header and describes the region in it.
@@ -122,7 +122,7 @@ impl Pool {
         // SAFETY: asks for a kernel variable.
         header.tsc_khz.store(unsafe { ffi::exitscope_tsc_khz() }, Relaxed);
         for (index, fields) in (0..).zip(FIELDS.chunks(FIELDS_PER_CELL)) {
-            let (number, _) = self.take(kind::SCHEMA, 0, 0, state::LIVE, |schema: &Schema| {
+            let (number, _) = self.alloc(kind::SCHEMA, 0, 0, state::LIVE, |schema: &Schema| {
                 let places = schema.fields.iter().flatten();
                 places
                     .zip(fields.iter().flat_map(|field| field.words()))
@@ -149,10 +149,10 @@ impl Pool {
         let end = first + CELLS_PER_PAGE as Number;
         let header = header()?;
         header.cells.store(end, Release);
-        // They are given back as if they had been in use.
+        // They are freed as if they had been in use.
         header.used_cells.store(header.used_cells.load(Relaxed) + (end - first.max(1)), Relaxed);
         for number in (first.max(1)..end).rev() {
-            self.give_back(number);
+            self.free(number);
         }
         Some(())
     }
@@ -174,68 +174,73 @@ impl Pool {
         Some(())
     }
 
-    /// Gives a cell to an owner; readers see it once `fill` has written what is not zero.
-    fn take<T: 'static>(
+    /// Allocates a cell for an owner; readers see it once `fill` has written what is not zero.
+    fn alloc<T: 'static>(
         &mut self,
         kind: u16,
         owner: Number,
         code: u32,
-        life: u16,
+        state: u16,
         fill: impl FnOnce(&T),
     ) -> Option<(Number, &'static T)> {
         self.reserve(1)?;
-        let number = self.free;
+        let number = self.free_list;
         let cell = cell(number)?;
         // SAFETY: every cell begins with a Head, is as large as Counters, and `kind` stands for T: all are the
         // region's structures.
         let (head, words, whole): (&Head, &Counters, &T) = unsafe { (view(cell), view(cell), view(cell)) };
-        self.free = head.owner.load(Relaxed);
+        self.free_list = head.owner.load(Relaxed);
         self.free_cells -= 1;
         use_cells(1);
         clear(words);
         fill(whole);
         head.owner.store(owner, Relaxed);
         head.code.store(code, Relaxed);
-        head.state.store(life, Relaxed);
+        head.state.store(state, Relaxed);
         head.kind.store(kind, Release);
         Some((number, whole))
     }
 
     /// A cell for a VM.
-    pub fn take_vm(&mut self, id: u64, pid: u32, life: u16) -> Option<Number> {
+    pub fn alloc_vm(&mut self, id: u64, pid: u32, state: u16) -> Option<Number> {
         let fill = |vm: &VmCell| {
             vm.id.store(id, Relaxed);
             vm.pid.store(pid, Relaxed);
             vm.expose.store(EXPOSE_AS_MODULE, Relaxed);
         };
-        self.take(kind::VM, 0, 0, life, fill).map(|(number, _)| number)
+        self.alloc(kind::VM, 0, 0, state, fill).map(|(number, _)| number)
     }
 
     /// A cell for a vCPU of a VM.
-    pub fn take_vcpu(&mut self, vm: Number, id: u32, life: u16) -> Option<Number> {
-        let fill = |vcpu: &VcpuCell| vcpu.id.store(id, Relaxed);
-        self.take(kind::VCPU, vm, 0, life, fill).map(|(number, _)| number)
+    pub fn alloc_vcpu(&mut self, vm: Number, id: u32, thread: u32, state: u16) -> Option<Number> {
+        let fill = |vcpu: &VcpuCell| {
+            vcpu.id.store(id, Relaxed);
+            vcpu.thread.store(thread, Relaxed);
+        };
+        self.alloc(kind::VCPU, vm, 0, state, fill).map(|(number, _)| number)
     }
 
     /// Counters of one of the kinds that are [`Counters`].
-    pub fn take_counters(
+    pub fn alloc_counters(
         &mut self,
         kind: u16,
         owner: Number,
         code: u32,
     ) -> Option<(Number, &'static Counters)> {
-        self.take(kind, owner, code, state::LIVE, |counters: &Counters| counters.min.store(u64::MAX, Relaxed))
+        self.alloc(kind, owner, code, state::LIVE, |counters: &Counters| {
+            counters.min.store(u64::MAX, Relaxed)
+        })
     }
 
-    /// Takes a cell back. Readers see its kind and generation change before anything else.
-    pub fn give_back(&mut self, number: Number) {
+    /// Frees a cell. Readers see its kind and generation change before anything else.
+    pub fn free(&mut self, number: Number) {
         let Some(cell) = cell(number) else { return };
         // SAFETY: every cell begins with a Head.
         let head: &Head = unsafe { view(cell) };
         head.kind.store(kind::FREE, Relaxed);
         head.generation.fetch_add(1, AcqRel);
-        head.owner.store(self.free, Relaxed);
-        self.free = number;
+        head.owner.store(self.free_list, Relaxed);
+        self.free_list = number;
         self.free_cells += 1;
         use_cells(-1);
     }
@@ -265,8 +270,8 @@ fn most_pages() -> usize {
 
 /// Zeroes all of a cell but its head.
 fn clear(cell: &Counters) {
-    let Counters { head: _, exits, cycles, min, max, user, halted, histogram } = cell;
-    for word in [exits, cycles, min, max, user, halted].into_iter().chain(histogram) {
+    let Counters { head: _, exits, cycles, min, max, user, halted, polled, histogram } = cell;
+    for word in [exits, cycles, min, max, user, halted, polled].into_iter().chain(histogram) {
         word.store(0, Relaxed);
     }
 }

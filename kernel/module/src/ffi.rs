@@ -9,6 +9,16 @@ pub const ENOENT: c_int = 2;
 /// Invalid argument.
 pub const EINVAL: c_int = 22;
 
+/// Time of halts, in ns; `struct exitscope_halt` in `shim.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct HaltStats {
+    /// Halt polling, whether it found a wake-up or not.
+    pub polled: u64,
+    /// The vCPU's thread slept.
+    pub waited: u64,
+}
+
 unsafe extern "C" {
     /// Not a variable: its *address* is the offset of the VMCB pointer in KVM's `struct vcpu_svm`, of which a vCPU
     /// pointer is the start.
@@ -44,8 +54,10 @@ unsafe extern "C" {
     pub fn exitscope_vcpu_rip(vcpu: *mut c_void, rip: *mut u64) -> bool;
     /// The process that created a VM.
     pub fn exitscope_vm_pid(vm: *mut c_void) -> u32;
-    /// How long a vCPU has been halted in its life, polling included, in ns.
-    pub fn exitscope_vcpu_halted_ns(vcpu: *mut c_void) -> u64;
+    /// The thread that runs, in the initial PID namespace.
+    pub fn exitscope_current_thread() -> u32;
+    /// How long a vCPU has been halted in its life, as KVM has measured it.
+    pub fn exitscope_vcpu_halt_stats(vcpu: *mut c_void) -> HaltStats;
     /// The module's parameter `pages`.
     pub fn exitscope_most_pages() -> u32;
     /// Frequency of the time stamp counter in kHz, or 0.

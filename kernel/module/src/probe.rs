@@ -1,8 +1,8 @@
 //! The probes on KVM's tracepoints `kvm_exit` and `kvm_entry`: the path that every exit takes.
 //!
-//! A CPUID exit whose EAX is one of our leaves is remembered at its exit and answered at the vCPU's next entry,
-//! after KVM's own emulation: by then KVM has put its answer into the vCPU's registers and has not yet given them
-//! to the CPU. So no function of KVM is intercepted, and an ordinary CPUID pays two compares.
+//! A CPUID of one of our leaves is recorded at its exit and answered at the vCPU's next entry, after KVM has emulated it:
+//! KVM's answer is in the vCPU's registers then, and not yet in the CPU's. No function of KVM is intercepted for that, and
+//! any other CPUID pays two compares.
 
 use core::arch::asm;
 use core::arch::x86_64::_rdtsc;
@@ -12,11 +12,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
 use exitscope_abi::reason::Isa;
-use exitscope_core::{Odd, Setting, Table, answer};
+use exitscope_core::{EntryKind, Setting, Table, answer};
 
-use crate::registry::{WholeHost, counters, enroll, find, find_surely};
+use crate::ffi::{self, HaltStats};
+use crate::registry::{WholeHost, counters, enroll, find, find_locked};
+use crate::setting;
 use crate::slot::{OwnVm, Slot};
-use crate::{ffi, setting};
 
 /// VMCS field "exit reason" (SDM vol. 3 appendix B).
 const VMCS_EXIT_REASON: u64 = 0x4402;
@@ -31,22 +32,22 @@ mod gpr {
     pub const RBX: usize = 3;
 }
 
-/// A CPUID of one of our leaves, between its exit and the next entry.
+/// A CPUID of one of our leaves, pending from its exit to the next entry.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct CpuidQuery {
     isa: Isa,
     leaf: u32,
     sub_leaf: u32,
-    /// Where the instruction was.
+    /// RIP of the instruction.
     rip: u64,
 }
 
-/// A vCPU that is halted or blocked.
+/// A halt of a vCPU that has begun, or other blocking.
 #[derive(Clone, Copy, Debug)]
-pub struct Blocked {
+pub struct Halt {
     since: u64,
-    /// Where KVM itself times it: how long the vCPU had been halted until then, in ns.
-    halted_ns: Option<u64>,
+    /// KVM's statistics at its start, where KVM times it itself; `None` for other blocking.
+    before: Option<HaltStats>,
 }
 
 /// A vCPU has left the guest, on a CPU with SVM.
@@ -69,8 +70,8 @@ pub unsafe extern "C" fn exitscope_on_vmx_exit(_data: *mut c_void, vcpu: *mut c_
     unsafe { on_exit(vcpu, Isa::Vmx) };
 }
 
-/// The exit path. Whatever is not the usual case is left to [`on_odd_exit`], in tail position, so that the usual
-/// case needs neither stack nor saved registers.
+/// The exit path. The slow path, [`on_exit_slow`], is a tail call, so that the fast one needs neither stack nor saved
+/// registers.
 ///
 /// # Safety
 /// As the tracepoint's functions.
@@ -94,7 +95,7 @@ unsafe fn on_exit(vcpu: *mut c_void, isa: Isa) {
         return;
     }
     // SAFETY: as this function's.
-    unsafe { on_odd_exit(vcpu, isa) }
+    unsafe { on_exit_slow(vcpu, isa) }
 }
 
 /// Counts an exit whose counters are at this place, if this is the vCPU's slot and they are there.
@@ -109,13 +110,13 @@ unsafe fn count(slot: &'static Slot, vcpu: *mut c_void, place: usize) -> bool {
     true
 }
 
-/// An exit that is its vCPU's first, its reason's first, one without an entry on this CPU, or one of our leaves.
+/// The slow path of an exit: the vCPU's first, its first for this reason, its first on this CPU, or one of our leaves.
 ///
 /// # Safety
 /// As the tracepoint's functions.
 #[cold]
 #[inline(never)]
-unsafe fn on_odd_exit(vcpu: *mut c_void, isa: Isa) {
+unsafe fn on_exit_slow(vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as this function's.
     let code = unsafe { exit_code(vcpu, isa) } as u32;
     let Some(slot) = find(vcpu).or_else(|| enroll(vcpu, isa)) else { return };
@@ -124,7 +125,7 @@ unsafe fn on_odd_exit(vcpu: *mut c_void, isa: Isa) {
     unsafe {
         slot.clock().timer.exit(counters, _rdtsc());
         if code == isa.cpuid() && may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
-            ask(slot, vcpu, isa);
+            note_query(slot, vcpu, isa);
         }
     }
 }
@@ -143,36 +144,36 @@ pub unsafe extern "C" fn exitscope_on_entry(_data: *mut c_void, vcpu: *mut c_voi
         return;
     }
     // SAFETY: as this function's.
-    unsafe { on_odd_entry(vcpu) }
+    unsafe { on_entry_slow(vcpu) }
 }
 
-/// An entry on a CPU that ran another vCPU before, or one that ends no exit or more than a plain one: the exit led to
-/// user space or to a halt, or was a question of the guest's.
+/// The slow path of an entry: on a CPU that ran another vCPU before, without an open exit, or after a split one (the exit
+/// led to user space or to a halt, or is a query of the guest's).
 ///
 /// # Safety
 /// As [`exitscope_on_entry`].
 #[cold]
 #[inline(never)]
-unsafe fn on_odd_entry(vcpu: *mut c_void) {
-    // Once more, as to keep the time for this path costs the other one an instruction.
+unsafe fn on_entry_slow(vcpu: *mut c_void) {
+    // Read again: to hand the first reading over costs the fast path an instruction.
     // SAFETY: RDTSC is always there.
     let now = unsafe { _rdtsc() };
-    let Some(slot) = find_surely(vcpu) else { return };
+    let Some(slot) = find_locked(vcpu) else { return };
     set_current(slot);
     // SAFETY: the slot is the vCPU's, and this is the handler of its event; the vCPU is alive.
     unsafe {
-        settle(slot, vcpu, now);
+        end_halt(slot, vcpu, now);
         let clock = slot.clock();
-        // A question is of the exit that it set aside.
-        let asked = clock.asked.take().filter(|_| clock.timer.is_parted());
-        let odd = clock.timer.odd_entry(now);
-        if let Some(asked) = asked {
-            give_answer(slot, vcpu, asked);
+        // A query belongs to the exit that it split.
+        let query = clock.query.take().filter(|_| clock.timer.is_split());
+        let kind = clock.timer.entry_slow(now);
+        if let Some(query) = query {
+            answer_query(slot, vcpu, query);
         }
-        let count = slot.shown().and_then(|shown| match odd {
-            Odd::Timed => None,
-            Odd::Backwards => Some(&shown.backwards),
-            Odd::Unannounced => Some(&shown.unannounced),
+        let count = slot.vcpu_cell().and_then(|cell| match kind {
+            EntryKind::Timed => None,
+            EntryKind::Backwards => Some(&cell.backwards),
+            EntryKind::Unannounced => Some(&cell.unannounced),
         });
         if let Some(count) = count {
             count.store(count.load(Relaxed).wrapping_add(1), Relaxed);
@@ -186,9 +187,9 @@ unsafe fn on_odd_entry(vcpu: *mut c_void) {
 /// For the probe of KVM's `kvm_arch_vcpu_ioctl_run` only: `vcpu` is its argument.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_run(vcpu: *mut c_void) {
-    let Some(slot) = find_surely(vcpu) else { return };
+    let Some(slot) = find_locked(vcpu) else { return };
     // SAFETY: the vCPU's thread is here, so this is the only handler of its events. RDTSC is always there.
-    unsafe { slot.clock().timer.come_back(_rdtsc()) };
+    unsafe { slot.clock().timer.enter_from_user(_rdtsc()) };
 }
 
 /// KVM is about to return to the VMM.
@@ -197,13 +198,13 @@ pub unsafe extern "C" fn exitscope_on_run(vcpu: *mut c_void) {
 /// For the probe of KVM's `kvm_sigset_deactivate` only: `vcpu` is its argument.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_return(vcpu: *mut c_void) {
-    let Some(slot) = find_surely(vcpu) else { return };
+    let Some(slot) = find_locked(vcpu) else { return };
     // SAFETY: the vCPU's thread is here, so this is the only handler of its events. RDTSC is always there.
     unsafe {
         let now = _rdtsc();
-        settle(slot, vcpu, now);
-        slot.clock().part();
-        slot.clock().timer.leave(now);
+        end_halt(slot, vcpu, now);
+        slot.clock().split();
+        slot.clock().timer.exit_to_user(now);
     }
 }
 
@@ -214,7 +215,7 @@ pub unsafe extern "C" fn exitscope_on_return(vcpu: *mut c_void) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_halt(vcpu: *mut c_void) {
     // SAFETY: as this function's.
-    unsafe { stops(vcpu, true) };
+    unsafe { begin_halt(vcpu, true) };
 }
 
 /// The vCPU blocks, maybe within a halt.
@@ -224,36 +225,37 @@ pub unsafe extern "C" fn exitscope_on_halt(vcpu: *mut c_void) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_block(vcpu: *mut c_void) {
     // SAFETY: as this function's.
-    unsafe { stops(vcpu, false) };
+    unsafe { begin_halt(vcpu, false) };
 }
 
+/// Records the start of a halt, or of other blocking, and splits the open exit.
+///
 /// # Safety
-/// As of those who call it.
-unsafe fn stops(vcpu: *mut c_void, halts: bool) {
-    let Some(slot) = find_surely(vcpu) else { return };
+/// As of its callers.
+unsafe fn begin_halt(vcpu: *mut c_void, halts: bool) {
+    let Some(slot) = find_locked(vcpu) else { return };
     // SAFETY: the vCPU's thread is here, so this is the only handler of its events; the vCPU is alive.
     unsafe {
         let clock = slot.clock();
-        clock.part();
-        let halted_ns = if halts { Some(ffi::exitscope_vcpu_halted_ns(vcpu)) } else { None };
-        clock.blocked.get_or_insert(Blocked { since: _rdtsc(), halted_ns });
+        clock.split();
+        let before = if halts { Some(ffi::exitscope_vcpu_halt_stats(vcpu)) } else { None };
+        clock.halt.get_or_insert(Halt { since: _rdtsc(), before });
     }
 }
 
-/// Ends the time that the vCPU was halted or blocked, if it was.
+/// Adds a halt that has begun to the open exit.
 ///
 /// # Safety
 /// The slot is the vCPU's, which is alive, and this is the handler of its event.
-unsafe fn settle(slot: &Slot, vcpu: *mut c_void, now: u64) {
+unsafe fn end_halt(slot: &Slot, vcpu: *mut c_void, now: u64) {
     // SAFETY: as the caller promises.
     unsafe {
         let clock = slot.clock();
-        let Some(Blocked { since, halted_ns }) = clock.blocked.take() else { return };
-        let ticks = match halted_ns {
-            Some(before) => ticks(ffi::exitscope_vcpu_halted_ns(vcpu).saturating_sub(before)),
-            None => now.saturating_sub(since),
-        };
-        clock.timer.halted(ticks);
+        let Some(Halt { since, before }) = clock.halt.take() else { return };
+        let Some(before) = before else { return clock.timer.halt(0, now.saturating_sub(since)) };
+        let after = ffi::exitscope_vcpu_halt_stats(vcpu);
+        let polled = ticks(after.polled.saturating_sub(before.polled));
+        clock.timer.halt(polled, ticks(after.waited.saturating_sub(before.waited)));
     }
 }
 
@@ -265,12 +267,12 @@ pub fn ticks(ns: u64) -> u64 {
     (ns / NS_IN_MS).wrapping_mul(khz).wrapping_add(ns % NS_IN_MS * khz / NS_IN_MS)
 }
 
-/// The slot of the vCPU that this CPU entered last; only a guess, to be checked with [`Slot::is_of`].
+/// The slot of the vCPU that this CPU entered last: a hint, to be checked with [`Slot::is_of`].
 #[inline(always)]
 fn current() -> &'static Slot {
     let slot: *const Slot;
-    // SAFETY: the shim's per-CPU variable holds a slot from `start` to `stop`, and slots live until `stop`. A move
-    // to another CPU in between does no harm, as it is a guess.
+    // SAFETY: the shim's per-CPU variable holds a slot from `start` to `stop`, and slots live until `stop`. A migration to
+    // another CPU in between does no harm, as it is a hint.
     unsafe {
         asm!("mov {}, gs:[{}]", out(reg) slot, sym ffi::exitscope_current,
             options(nostack, preserves_flags, readonly));
@@ -287,11 +289,11 @@ fn set_current(slot: &'static Slot) {
     }
 }
 
-/// Remembers a question, unless the guest is not to be answered.
+/// Records a query of one of our leaves, unless the guest is not to be answered.
 ///
 /// # Safety
 /// `vcpu` is alive and this is the handler of its event; on VMX its VMCS is current.
-unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
+unsafe fn note_query(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as the caller promises.
     unsafe {
         if slot.vm().expose() == Expose::Off || !ffi::exitscope_vcpu_answerable(vcpu) {
@@ -305,17 +307,17 @@ unsafe fn ask(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
         }
         let [leaf, sub_leaf] = [gpr::RAX, gpr::RCX].map(|number| gpr(vcpu, number).read() as u32);
         let clock = slot.clock();
-        clock.part();
-        clock.asked = Some(Asked { isa, leaf, sub_leaf, rip });
+        clock.split();
+        clock.query = Some(CpuidQuery { isa, leaf, sub_leaf, rip });
     }
 }
 
-/// Puts the answer into the guest's registers, if KVM has completed the instruction.
+/// Writes the answer to a query into the guest's registers, if KVM has completed the instruction.
 ///
 /// # Safety
 /// `vcpu` is alive and this is the handler of its event.
-unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Asked) {
-    let Asked { isa, leaf, sub_leaf, rip, .. } = asked;
+unsafe fn answer_query(slot: &Slot, vcpu: *mut c_void, query: CpuidQuery) {
+    let CpuidQuery { isa, leaf, sub_leaf, rip } = query;
     let mut next = 0;
     // SAFETY: the vCPU is alive.
     let known = unsafe { ffi::exitscope_vcpu_rip(vcpu, &raw mut next) };
@@ -326,11 +328,11 @@ unsafe fn give_answer(slot: &Slot, vcpu: *mut c_void, asked: Asked) {
     }
     let expose = slot.vm().expose();
     let setting = Setting { expose, layout: setting::layout(), isa };
-    let answered = match expose {
-        Expose::Host => answer(setting, leaf, sub_leaf, &WholeHost(isa)),
+    let registers = match expose {
+        Expose::Host => answer(setting, leaf, sub_leaf, &WholeHost(slot, isa)),
         Expose::Vm | Expose::Off => answer(setting, leaf, sub_leaf, &OwnVm(slot, isa)),
     };
-    let Some(Registers { eax, ebx, ecx, edx }) = answered else { return };
+    let Some(Registers { eax, ebx, ecx, edx }) = registers else { return };
     for (number, value) in [(gpr::RAX, eax), (gpr::RBX, ebx), (gpr::RCX, ecx), (gpr::RDX, edx)] {
         // SAFETY: the vCPU is alive, and its thread is here, so no one else touches its registers.
         unsafe { gpr(vcpu, number).write(value.into()) };

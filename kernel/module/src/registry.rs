@@ -1,9 +1,9 @@
-//! Who is who: every vCPU that has shown an exit, its VM, and where its counters are.
+//! The registry: every vCPU that has had an exit, its VM, and where its counters are.
 //!
-//! A vCPU's [`Slot`] is found by its address in a hash table without a lock; what changes the table or hands out
-//! memory does so under the module's one lock, off the exit path. Slots and VMs are never freed before the module
-//! goes, only used again, so a reader without the lock may at worst walk into a chain that is not its own, not
-//! find what it seeks, and ask again under the lock.
+//! A hash table finds a vCPU's [`Slot`] by the vCPU's address, without a lock. Whatever changes the table or allocates
+//! memory holds the module's one lock, and is not on the exit path. Slots and VMs are reused, and freed only when the
+//! module is unloaded. So a lookup without the lock may at worst walk into another chain and miss its slot; it is then
+//! repeated under the lock.
 
 use core::arch::x86_64::_rdtsc;
 use core::cell::UnsafeCell;
@@ -12,25 +12,25 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU64};
 
-use exitscope_abi::leaf::{Expose, Scope};
+use exitscope_abi::leaf::{Expose, Reasons, Scope};
 use exitscope_abi::reason::{Isa, MAX_REASONS};
 use exitscope_abi::region::{Counters, EXPOSE_AS_MODULE, kind, state};
-use exitscope_core::{Figured, Place, Sum, Table, absorb, copy, locate};
+use exitscope_core::{Accounts, Place, Sum, Table, absorb, copy, locate};
 
 use crate::cells::{self, Pool};
 use crate::ffi;
 use crate::probe::ticks;
-use crate::slot::{Guarded, OVERFLOW, Slot, Vm};
+use crate::slot::{OVERFLOW, Slot, Vm, VmLocked};
 
 /// Finished vCPUs whose numbers are kept.
 const MAX_FINISHED: u32 = 256;
-/// Retired vCPUs whose numbers are added to the sum when a vCPU ends: more than one, so that there is an end to them
-/// after a large VM, and few, as interrupts are off for each.
+/// Retired vCPUs that are folded into the sum when a vCPU ends: more than one, so that the backlog of a large VM goes
+/// down, and few, as interrupts are off for each.
 const RETIRED_AT_ONCE: u32 = 4;
 /// Cells that are reserved for baselines at once, for the same reason.
 const RESERVED_AT_ONCE: usize = 256;
-/// For how long nobody asks for room when there was none, in ns.
-const REST: u64 = 10_000_000;
+/// How long an allocation that failed is not tried again, in ns.
+const BACK_OFF_NS: u64 = 10_000_000;
 /// Cells that a VM needs to be known: its own, those of a vCPU and of its overflow counters.
 const FIRST_CELLS: usize = 3;
 const BUCKETS: usize = 4096;
@@ -38,14 +38,19 @@ const BUCKETS: usize = 4096;
 /// The hash table: chains of slots, linked through [`Slot::next`].
 static TABLE: [AtomicPtr<Slot>; BUCKETS] = [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS];
 
-/// What a policy of `host` shows: every VM that there is or was.
-pub struct WholeHost(pub Isa);
+/// What a policy of `host` shows to a vCPU: itself, and every VM that there is or was.
+pub struct WholeHost<'a>(pub &'a Slot, pub Isa);
 
-impl Figured for WholeHost {
-    fn sum(&self, scope: Scope) -> Sum {
+impl Accounts for WholeHost<'_> {
+    fn sum(&self, scope: Scope, reasons: Reasons) -> Sum {
         let mut sum = Sum::default();
-        with(|registry| registry.vms().for_each(|vm| vm.add_to(&mut sum, self.0, scope)));
-        if let (Scope::All | Scope::Undefined, Some(header)) = (scope, cells::header()) {
+        if scope == Scope::Vcpu {
+            // No more than its own slot is read, so neither the lock nor the number of vCPUs matters.
+            self.0.add_to(&mut sum, self.1, reasons);
+            return sum;
+        }
+        with_lock(|registry| registry.vms().for_each(|vm| vm.add_to(&mut sum, self.1, reasons)));
+        if let (Reasons::All | Reasons::Undefined, Some(header)) = (reasons, cells::header()) {
             sum.add_exits(header.unaccounted.load(Relaxed));
         }
         sum
@@ -60,7 +65,7 @@ struct Registry {
     vms: *mut Vm,
     free_vms: *mut Vm,
     free_slots: *mut Slot,
-    /// Every slot that was ever allocated, linked through [`Slot::elder`].
+    /// All allocated slots, linked through [`Slot::next_allocated`].
     slots: *mut Slot,
     retired: Option<&'static Slot>,
     /// Finished vCPUs that are not retired.
@@ -68,11 +73,12 @@ struct Registry {
     last_id: u64,
 }
 
-struct Locked(UnsafeCell<Registry>);
-// SAFETY: `with` is the only access.
-unsafe impl Sync for Locked {}
+/// The registry, which the lock protects.
+struct LockedRegistry(UnsafeCell<Registry>);
+// SAFETY: `with_lock` is the only access.
+unsafe impl Sync for LockedRegistry {}
 
-static REGISTRY: Locked = Locked(UnsafeCell::new(Registry {
+static REGISTRY: LockedRegistry = LockedRegistry(UnsafeCell::new(Registry {
     pool: Pool::new(),
     vms: ptr::null_mut(),
     free_vms: ptr::null_mut(),
@@ -83,7 +89,8 @@ static REGISTRY: Locked = Locked(UnsafeCell::new(Registry {
     last_id: 0,
 }));
 
-fn with<T>(work: impl FnOnce(&mut Registry) -> T) -> T {
+/// Does the work with the lock held and interrupts off.
+fn with_lock<T>(work: impl FnOnce(&mut Registry) -> T) -> T {
     // SAFETY: no precondition; nothing below takes the lock again.
     let flags: c_ulong = unsafe { ffi::exitscope_lock() };
     // SAFETY: the lock is held.
@@ -113,26 +120,28 @@ pub fn find(vcpu: *mut c_void) -> Option<&'static Slot> {
     }
 }
 
-/// The time stamp counter when there was no room last. Nobody asks for a while then: every exit of a vCPU without an
-/// account would take the lock otherwise, those of all VMs in turn.
-static RESTING_SINCE: AtomicU64 = AtomicU64::new(0);
+/// The time stamp counter when an allocation failed last. The next one waits for a while: otherwise every exit of every
+/// vCPU without an account would take the lock.
+static BACK_OFF_SINCE: AtomicU64 = AtomicU64::new(0);
 
-fn rest() {
+/// Starts the back-off.
+fn back_off() {
     // SAFETY: RDTSC is always there.
-    RESTING_SINCE.store(unsafe { _rdtsc() }, Relaxed);
+    BACK_OFF_SINCE.store(unsafe { _rdtsc() }, Relaxed);
 }
 
-/// A difference, and no moment to wait for: that may never come where a suspended machine's counter begins anew.
-fn rests() -> bool {
+/// Whether an allocation failed a short while ago. Compares a difference and not a deadline: a deadline may never come,
+/// as a machine that was suspended starts its counter again.
+fn backing_off() -> bool {
     // SAFETY: RDTSC is always there.
-    unsafe { _rdtsc() }.wrapping_sub(RESTING_SINCE.load(Relaxed)) < ticks(REST)
+    unsafe { _rdtsc() }.wrapping_sub(BACK_OFF_SINCE.load(Relaxed)) < ticks(BACK_OFF_NS)
 }
 
 /// The slot of a vCPU whose event is being handled, made if it has none. `None` when memory is short: the exit is
 /// counted as unaccounted.
 pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
     let enroll = |registry: &mut Registry| find(vcpu).or_else(|| registry.enroll(vcpu, isa));
-    let slot = if rests() { None } else { with(enroll) };
+    let slot = if backing_off() { None } else { with_lock(enroll) };
     if slot.is_none() {
         cells::count_unaccounted();
     }
@@ -143,26 +152,26 @@ pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
 pub fn counters(slot: &Slot, isa: Isa, code: u32) -> Option<&'static Counters> {
     match locate(slot, isa, code) {
         Place::Found(counters) => Some(counters),
-        Place::Empty(_) if rests() => slot.overflow(),
-        Place::Empty(place) => with(|registry| registry.install(slot, place, code)),
+        Place::Empty(_) if backing_off() => slot.overflow(),
+        Place::Empty(place) => with_lock(|registry| registry.install(slot, place, code)),
         Place::Full => slot.overflow(),
     }
 }
 
-/// As [`find`], under the lock: what it does not find does not exist. Where there is no room, it may be mistaken as
-/// [`find`] is.
-pub fn find_surely(vcpu: *mut c_void) -> Option<&'static Slot> {
-    find(vcpu).or_else(|| if rests() { None } else { with(|_| find(vcpu)) })
+/// As [`find`], and again under the lock if that finds nothing: then there is no such slot. During a back-off the lock is
+/// not taken, and a slot may be missed.
+pub fn find_locked(vcpu: *mut c_void) -> Option<&'static Slot> {
+    find(vcpu).or_else(|| if backing_off() { None } else { with_lock(|_| find(vcpu)) })
 }
 
 /// Prepares the region and the account of retired VMs.
 pub fn start() -> Option<()> {
-    let started = with(|registry| {
+    let started = with_lock(|registry| {
         registry.pool.start()?;
         let vm = registry.add_vm(ptr::null_mut(), state::RETIRED)?;
-        let retired = registry.add_slot(0, vm, state::RETIRED)?;
+        let retired = registry.add_slot(0, 0, vm, state::RETIRED)?;
         registry.retired = Some(retired);
-        // SAFETY: a slot, which is what the variable holds; it is of no vCPU, so every guess is wrong at first.
+        // SAFETY: a slot, which is what the variable holds; it is of no vCPU, so every hint is wrong at first.
         unsafe { ffi::exitscope_set_current(ptr::from_ref(retired).cast()) };
         Some(())
     });
@@ -174,9 +183,9 @@ pub fn start() -> Option<()> {
 
 /// Marks a vCPU as finished; its address may be used for another from now on.
 pub fn finish(vcpu: *mut c_void) {
-    with(|registry| registry.finish(vcpu));
+    with_lock(|registry| registry.finish(vcpu));
     for _ in 0..RETIRED_AT_ONCE {
-        if with(Registry::add_retired).is_none() {
+        if with_lock(Registry::fold_retired_vcpu).is_none() {
             break;
         }
     }
@@ -184,14 +193,14 @@ pub fn finish(vcpu: *mut c_void) {
 
 /// Frees everything. No event can be under way.
 pub fn stop() {
-    with(|registry| {
+    with_lock(|registry| {
         TABLE.iter().for_each(|link| link.store(ptr::null_mut(), Relaxed));
         registry.retired = None;
         registry.finished = 0;
-        free_chain(&mut registry.slots, |slot| slot.elder.load(Relaxed));
+        free_chain(&mut registry.slots, |slot| slot.next_allocated.load(Relaxed));
         registry.free_slots = ptr::null_mut();
         // SAFETY: the lock is held.
-        let next = |vm: &Vm| unsafe { vm.guarded().next };
+        let next = |vm: &Vm| unsafe { vm.locked().next };
         free_chain(&mut registry.vms, next);
         free_chain(&mut registry.free_vms, next);
         registry.pool.stop();
@@ -213,33 +222,35 @@ impl Registry {
         // SAFETY: VMs live until `stop`, and the lock is held as long as there is a Registry.
         let follow = |vm: *mut Vm| unsafe { vm.as_ref() };
         // SAFETY: as above.
-        core::iter::successors(follow(self.vms), move |vm| follow(unsafe { vm.guarded().next }))
+        core::iter::successors(follow(self.vms), move |vm| follow(unsafe { vm.locked().next }))
     }
 
     fn enroll(&mut self, vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
-        self.make_room(FIRST_CELLS);
-        let slot = self.try_to_enroll(vcpu, isa);
+        self.reclaim(FIRST_CELLS);
+        let slot = self.try_enroll(vcpu, isa);
         if slot.is_none() {
-            rest();
+            back_off();
         }
         slot
     }
 
-    fn try_to_enroll(&mut self, vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
+    fn try_enroll(&mut self, vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
         if let Some(header) = cells::header() {
             header.isa.store(isa as u32, Relaxed);
         }
         // SAFETY: the vCPU is alive, its event is being handled.
-        let (kvm, id) = unsafe { (ffi::exitscope_vcpu_vm(vcpu), ffi::exitscope_vcpu_id(vcpu)) };
+        let (kvm, id, thread) = unsafe {
+            (ffi::exitscope_vcpu_vm(vcpu), ffi::exitscope_vcpu_id(vcpu), ffi::exitscope_current_thread())
+        };
         // SAFETY: the lock is held.
-        let known = self.vms().find(|vm| unsafe { vm.guarded().kvm } == kvm);
+        let known = self.vms().find(|vm| unsafe { vm.locked().kvm } == kvm);
         let vm = match known {
             Some(vm) => vm,
             None => self.add_vm(kvm, state::LIVE)?,
         };
-        let Some(slot) = self.add_slot(id, vm, state::LIVE) else {
+        let Some(slot) = self.add_slot(id, thread, vm, state::LIVE) else {
             if known.is_none() {
-                self.drop_newest_vm();
+                self.undo_add_vm();
             }
             return None;
         };
@@ -250,64 +261,64 @@ impl Registry {
         Some(slot)
     }
 
-    fn add_vm(&mut self, kvm: *mut c_void, life: u16) -> Option<&'static Vm> {
+    fn add_vm(&mut self, kvm: *mut c_void, state: u16) -> Option<&'static Vm> {
         let id = if kvm.is_null() { 0 } else { self.last_id + 1 };
         // SAFETY: KVM's VM lives as long as its vCPU.
         let pid = if kvm.is_null() { 0 } else { unsafe { ffi::exitscope_vm_pid(kvm) } };
-        let cell = self.pool.take_vm(id, pid, life)?;
+        let cell = self.pool.alloc_vm(id, pid, state)?;
         // SAFETY: the lock is held.
-        let Some(memory) = allocate(&mut self.free_vms, |vm: &Vm| unsafe { vm.guarded().next }) else {
-            self.pool.give_back(cell);
+        let Some(memory) = allocate(&mut self.free_vms, |vm: &Vm| unsafe { vm.locked().next }) else {
+            self.pool.free(cell);
             return None;
         };
         self.last_id = id;
-        let guarded = Guarded { id, kvm, cell, live: 0, finished: 0, retired: false, next: self.vms };
+        let locked = VmLocked { id, kvm, cell, live: 0, finished: 0, retired: false, next: self.vms };
         // SAFETY: allocated for a VM, and not yet known to anyone.
-        unsafe { memory.write(Vm::new(guarded)) };
+        unsafe { memory.write(Vm::new(locked)) };
         self.vms = memory.as_ptr();
         // SAFETY: just written; VMs live until `stop`.
         Some(unsafe { memory.as_ref() })
     }
 
     /// Undoes the last [`Registry::add_vm`].
-    fn drop_newest_vm(&mut self) {
+    fn undo_add_vm(&mut self) {
         // SAFETY: the lock is held; links are null or VMs.
         let Some(vm) = (unsafe { self.vms.as_ref() }) else { return };
         // SAFETY: as above.
-        self.vms = unsafe { vm.guarded().next };
-        self.drop_vm(vm);
+        self.vms = unsafe { vm.locked().next };
+        self.free_vm(vm);
     }
 
-    fn add_slot(&mut self, id: u32, vm: &'static Vm, life: u16) -> Option<&'static Slot> {
+    fn add_slot(&mut self, id: u32, thread: u32, vm: &'static Vm, state: u16) -> Option<&'static Slot> {
         // SAFETY: the lock is held.
-        let guarded = unsafe { vm.guarded() };
-        let cell = self.pool.take_vcpu(guarded.cell, id, life)?;
-        let Some(overflow) = self.pool.take_counters(kind::OVERFLOW, cell, 0) else {
-            self.pool.give_back(cell);
+        let locked = unsafe { vm.locked() };
+        let cell = self.pool.alloc_vcpu(locked.cell, id, thread, state)?;
+        let Some(overflow) = self.pool.alloc_counters(kind::OVERFLOW, cell, 0) else {
+            self.pool.free(cell);
             return None;
         };
-        let Some(slot) = self.free_slot() else {
-            self.pool.give_back(cell);
-            self.pool.give_back(overflow.0);
+        let Some(slot) = self.alloc_slot() else {
+            self.pool.free(cell);
+            self.pool.free(overflow.0);
             return None;
         };
         // SAFETY: the slot has no vCPU, and the lock is held.
         unsafe { slot.reset(vm, cell, overflow) };
         slot.sibling.store(vm.slots.load(Relaxed), Relaxed);
         vm.slots.store(ptr::from_ref(slot).cast_mut(), Release);
-        guarded.live += 1;
+        locked.live += 1;
         Some(slot)
     }
 
     /// A slot without a vCPU: one that was used before, or a new one.
-    fn free_slot(&mut self) -> Option<&'static Slot> {
+    fn alloc_slot(&mut self) -> Option<&'static Slot> {
         let fresh = self.free_slots.is_null();
         let memory = allocate(&mut self.free_slots, |slot: &Slot| slot.sibling.load(Relaxed))?;
         if fresh {
             // SAFETY: allocated for a slot, and known to nobody.
             unsafe { memory.write(Slot::empty()) };
             // SAFETY: just written.
-            unsafe { memory.as_ref() }.elder.store(self.slots, Relaxed);
+            unsafe { memory.as_ref() }.next_allocated.store(self.slots, Relaxed);
             self.slots = memory.as_ptr();
         }
         // SAFETY: initialised; slots live until `stop`.
@@ -316,23 +327,25 @@ impl Registry {
 
     /// Gives a place its own counters; the overflow counters for now where memory is short.
     fn install(&mut self, slot: &Slot, place: usize, code: u32) -> Option<&'static Counters> {
-        self.make_room(1);
-        match self.pool.take_counters(kind::COUNTERS, slot.cell.load(Relaxed), code) {
+        self.reclaim(1);
+        match self.pool.alloc_counters(kind::COUNTERS, slot.cell.load(Relaxed), code) {
             Some((number, counters)) => {
                 slot.install(place, (number, counters));
                 Some(counters)
             }
             None => {
-                rest();
-                cells::announce_shortage();
+                back_off();
+                cells::set_overflowed();
                 slot.overflow()
             }
         }
     }
 
-    /// Takes the room of finished VMs where there is no other.
-    fn make_room(&mut self, cells: usize) {
-        while self.pool.is_full(cells) && (self.add_retired().is_some() || self.retire_oldest().is_some()) {}
+    /// Frees cells of finished VMs, oldest first, where no others are left.
+    fn reclaim(&mut self, cells: usize) {
+        while self.pool.is_full(cells)
+            && (self.fold_retired_vcpu().is_some() || self.retire_oldest().is_some())
+        {}
     }
 
     fn finish(&mut self, vcpu: *mut c_void) {
@@ -347,35 +360,35 @@ impl Registry {
             link = &other.next;
         }
         slot.vcpu.store(ptr::null_mut(), Relaxed);
-        if let Some(shown) = slot.shown() {
-            shown.head.state.store(state::FINISHED, Release);
+        if let Some(cell) = slot.vcpu_cell() {
+            cell.head.state.store(state::FINISHED, Release);
         }
         // SAFETY: the lock is held.
-        let vm = unsafe { slot.vm().guarded() };
+        let vm = unsafe { slot.vm().locked() };
         vm.live -= 1;
         vm.finished += 1;
         self.finished += 1;
         if vm.live == 0 {
             vm.kvm = ptr::null_mut();
-            if let Some(shown) = cells::vm(vm.cell) {
-                shown.head.state.store(state::FINISHED, Release);
+            if let Some(cell) = cells::vm(vm.cell) {
+                cell.head.state.store(state::FINISHED, Release);
             }
         }
         while self.finished > MAX_FINISHED && self.retire_oldest().is_some() {}
     }
 
     /// The link to the VM that was seen first among those of which this holds.
-    fn oldest(&mut self, which: impl Fn(&Guarded) -> bool) -> Option<(*mut *mut Vm, &'static Vm)> {
+    fn oldest(&mut self, which: impl Fn(&VmLocked) -> bool) -> Option<(*mut *mut Vm, &'static Vm)> {
         let mut oldest = None;
         let mut link = &raw mut self.vms;
         // SAFETY: the lock is held, links are null or VMs.
         while let Some(vm) = unsafe { (*link).as_ref() } {
             // SAFETY: as above.
-            let guarded = unsafe { vm.guarded() };
-            if which(guarded) {
+            let locked = unsafe { vm.locked() };
+            if which(locked) {
                 oldest = Some((link, vm));
             }
-            link = &raw mut guarded.next;
+            link = &raw mut locked.next;
         }
         oldest
     }
@@ -385,35 +398,35 @@ impl Registry {
     fn retire_oldest(&mut self) -> Option<()> {
         let (_, vm) = self.oldest(|vm| vm.live == 0 && !vm.retired)?;
         // SAFETY: the lock is held.
-        let guarded = unsafe { vm.guarded() };
-        guarded.retired = true;
-        self.finished -= guarded.finished;
-        cells::vm(guarded.cell)?.head.state.store(state::RETIRED, Release);
+        let locked = unsafe { vm.locked() };
+        locked.retired = true;
+        self.finished -= locked.finished;
+        cells::vm(locked.cell)?.head.state.store(state::RETIRED, Release);
         Some(())
     }
 
-    /// Adds the numbers of one vCPU of a retired VM to the sum, and takes its room; with the last one the VM's, too.
-    fn add_retired(&mut self) -> Option<()> {
+    /// Folds one vCPU of the oldest retired VM into the sum, and frees it; with the last one the VM, too.
+    fn fold_retired_vcpu(&mut self) -> Option<()> {
         let sum = self.retired?;
         let (link, vm) = self.oldest(|vm| vm.live == 0 && vm.retired)?;
-        cells::announce_move();
+        cells::note_move();
         let slot = vm.slots().next();
         if let Some(slot) = slot {
             vm.slots.store(slot.sibling.load(Relaxed), Release);
-            self.add_to_retired(slot, sum);
+            self.fold_vcpu(slot, sum);
         }
         if vm.slots().next().is_none() {
             // SAFETY: the lock is held; `link` is the one that leads to `vm`.
-            unsafe { *link = vm.guarded().next };
-            self.drop_vm(vm);
+            unsafe { *link = vm.locked().next };
+            self.free_vm(vm);
         }
-        cells::announce_move();
+        cells::note_move();
         Some(())
     }
 
-    /// Cells become the sum's, or are added to its own.
-    fn add_to_retired(&mut self, slot: &Slot, sum: &Slot) {
-        if let (Some(from), Some(into)) = (slot.shown(), sum.shown()) {
+    /// Adds what a vCPU has to the sum of retired ones: its cells become the sum's, or are added to the sum's and freed.
+    fn fold_vcpu(&mut self, slot: &Slot, sum: &Slot) {
+        if let (Some(from), Some(into)) = (slot.vcpu_cell(), sum.vcpu_cell()) {
             for (into, from) in [(&into.unannounced, &from.unannounced), (&into.backwards, &from.backwards)] {
                 into.store(into.load(Relaxed).wrapping_add(from.load(Relaxed)), Relaxed);
             }
@@ -433,36 +446,36 @@ impl Registry {
             if let Some(into) = sum.get(target) {
                 absorb(into, counters);
             }
-            self.pool.give_back(cell);
-            self.retire_baseline(slot, place, sum, target);
+            self.pool.free(cell);
+            self.fold_baseline(slot, place, sum, target);
         }
-        self.pool.give_back(slot.cell.load(Relaxed));
-        self.drop_slot(slot);
+        self.pool.free(slot.cell.load(Relaxed));
+        self.free_slot(slot);
     }
 
-    fn drop_slot(&mut self, slot: &Slot) {
+    fn free_slot(&mut self, slot: &Slot) {
         slot.sibling.store(self.free_slots, Relaxed);
         self.free_slots = ptr::from_ref(slot).cast_mut();
     }
 
-    /// Takes the room of a VM that is in no list.
-    fn drop_vm(&mut self, vm: &Vm) {
+    /// Frees a VM that is in no list.
+    fn free_vm(&mut self, vm: &Vm) {
         // SAFETY: the lock is held.
-        let guarded = unsafe { vm.guarded() };
-        self.pool.give_back(guarded.cell);
-        guarded.next = self.free_vms;
+        let locked = unsafe { vm.locked() };
+        self.pool.free(locked.cell);
+        locked.next = self.free_vms;
         self.free_vms = ptr::from_ref(vm).cast_mut();
     }
 
     /// Adds a baseline to that of the account which its counters were added to.
-    fn retire_baseline(&mut self, slot: &Slot, place: usize, retired: &Slot, target: usize) {
+    fn fold_baseline(&mut self, slot: &Slot, place: usize, retired: &Slot, target: usize) {
         let cell = slot.baselines.get(place).map_or(0, |cell| cell.load(Relaxed));
         // Room is there: the cell of the counters has just become free.
         if cell != 0
             && let (Some(from), Some(into)) = (cells::counters(cell), self.baseline(retired, target))
         {
             absorb(into, from);
-            self.pool.give_back(cell);
+            self.pool.free(cell);
         }
     }
 
@@ -472,7 +485,7 @@ impl Registry {
         match cell.load(Relaxed) {
             0 => {
                 let code = slot.get(place)?.head.code.load(Relaxed);
-                let taken = self.pool.take_counters(kind::BASELINE, counters.load(Relaxed), code)?;
+                let taken = self.pool.alloc_counters(kind::BASELINE, counters.load(Relaxed), code)?;
                 cell.store(taken.0, Relaxed);
                 Some(taken.1)
             }
@@ -484,15 +497,15 @@ impl Registry {
 /// Sets whose exits the guest of a live VM is told; `None` leaves that to the module's parameter. False when there is
 /// no such VM.
 pub fn set_expose(id: u64, expose: Option<Expose>) -> bool {
-    with(|registry| {
+    with_lock(|registry| {
         // SAFETY: the lock is held.
-        let mut all = registry.vms().map(|vm| (vm, unsafe { vm.guarded() }));
-        let Some((vm, guarded)) = all.find(|(_, guarded)| guarded.id == id && !guarded.kvm.is_null()) else {
+        let mut all = registry.vms().map(|vm| (vm, unsafe { vm.locked() }));
+        let Some((vm, locked)) = all.find(|(_, locked)| locked.id == id && !locked.kvm.is_null()) else {
             return false;
         };
         vm.set_expose(expose);
-        if let Some(shown) = cells::vm(guarded.cell) {
-            shown.expose.store(expose.map_or(EXPOSE_AS_MODULE, |expose| expose as u32), Relaxed);
+        if let Some(cell) = cells::vm(locked.cell) {
+            cell.expose.store(expose.map_or(EXPOSE_AS_MODULE, |expose| expose as u32), Relaxed);
         }
         true
     })
@@ -502,23 +515,23 @@ pub fn set_expose(id: u64, expose: Option<Expose>) -> bool {
 /// memory is short; then nothing has been done, unless other VMs took the memory meanwhile. One call at a time.
 pub fn reset() -> bool {
     loop {
-        match with(Registry::reserve_baselines) {
+        match with_lock(Registry::reserve_baselines) {
             Some(true) => break,
             Some(false) => {}
             None => return false,
         }
     }
-    cells::announce_reset();
+    cells::note_reset();
     let done = reset_all();
-    cells::announce_reset();
+    cells::note_reset();
     done.is_some()
 }
 
 fn reset_all() -> Option<()> {
     let mut below = u64::MAX;
-    while let Some(id) = with(|registry| registry.newest_below(below)) {
+    while let Some(id) = with_lock(|registry| registry.newest_below(below)) {
         let mut number = 0;
-        while with(|registry| registry.reset_vcpu(id, number))? {
+        while with_lock(|registry| registry.reset_vcpu(id, number))? {
             number += 1;
         }
         below = id;
@@ -542,14 +555,14 @@ impl Registry {
     /// The greatest number of a VM below that one; the list is in descending order, and ends with 0 for retired VMs.
     fn newest_below(&mut self, below: u64) -> Option<u64> {
         // SAFETY: the lock is held.
-        self.vms().map(|vm| unsafe { vm.guarded().id }).find(|&id| id < below)
+        self.vms().map(|vm| unsafe { vm.locked().id }).find(|&id| id < below)
     }
 
     /// Resets a vCPU of a VM; false when there are not so many. They are counted from the end, as slots come and go at the
     /// beginning.
     fn reset_vcpu(&mut self, id: u64, number: usize) -> Option<bool> {
         // SAFETY: the lock is held.
-        let vm = self.vms().find(|vm| unsafe { vm.guarded().id } == id);
+        let vm = self.vms().find(|vm| unsafe { vm.locked().id } == id);
         let slot = vm.and_then(|vm| vm.slots().nth(vm.slots().count().checked_sub(number + 1)?));
         let Some(slot) = slot else { return Some(false) };
         for place in slot.owned() {

@@ -26,7 +26,7 @@ pub fn layout() -> Layout {
 ///
 /// # Safety
 /// `text` must point to `length` readable bytes that stay as they are during the call.
-unsafe fn word<'a>(text: Text, length: usize) -> Option<&'a str> {
+unsafe fn to_str<'a>(text: Text, length: usize) -> Option<&'a str> {
     // SAFETY: as the caller promises.
     let bytes = unsafe { slice::from_raw_parts(text.cast::<u8>(), length) };
     core::str::from_utf8(bytes).ok()
@@ -39,7 +39,7 @@ unsafe fn word<'a>(text: Text, length: usize) -> Option<&'a str> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_set_expose(text: Text, length: usize) -> c_int {
     // SAFETY: the caller's promise.
-    set(&EXPOSE, unsafe { word(text, length) }.and_then(Expose::from_name).map(|expose| expose as u8))
+    set(&EXPOSE, unsafe { to_str(text, length) }.and_then(Expose::from_name).map(|expose| expose as u8))
 }
 
 /// Sets `layout`. 0, or -EINVAL for an unknown name.
@@ -49,7 +49,7 @@ pub unsafe extern "C" fn exitscope_set_expose(text: Text, length: usize) -> c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_set_layout(text: Text, length: usize) -> c_int {
     // SAFETY: the caller's promise.
-    set(&LAYOUT, unsafe { word(text, length) }.and_then(Layout::from_name).map(|layout| layout as u8))
+    set(&LAYOUT, unsafe { to_str(text, length) }.and_then(Layout::from_name).map(|layout| layout as u8))
 }
 
 fn set(setting: &AtomicU8, value: Option<u8>) -> c_int {
@@ -69,7 +69,7 @@ fn set(setting: &AtomicU8, value: Option<u8>) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_get_expose(length: *mut usize) -> Text {
     // SAFETY: the caller's promise.
-    unsafe { give(expose().name(), length) }
+    unsafe { return_text(expose().name(), length) }
 }
 
 /// The name of the current layout; the length goes to `length`.
@@ -79,12 +79,12 @@ pub unsafe extern "C" fn exitscope_get_expose(length: *mut usize) -> Text {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_get_layout(length: *mut usize) -> Text {
     // SAFETY: the caller's promise.
-    unsafe { give(layout().name(), length) }
+    unsafe { return_text(layout().name(), length) }
 }
 
 /// # Safety
 /// `length` must be writable.
-unsafe fn give(name: &'static str, length: *mut usize) -> Text {
+unsafe fn return_text(name: &'static str, length: *mut usize) -> Text {
     // SAFETY: the caller's promise.
     unsafe { length.write(name.len()) };
     name.as_ptr().cast()

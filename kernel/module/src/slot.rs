@@ -1,4 +1,4 @@
-//! What is kept of a vCPU and of a VM, and what their guests are told of it.
+//! A vCPU's slot and a VM's record, and what of them guests are told.
 
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
@@ -7,13 +7,13 @@ use core::ptr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 
-use exitscope_abi::leaf::{Expose, Scope};
+use exitscope_abi::leaf::{Expose, Reasons, Scope};
 use exitscope_abi::reason::{Isa, MAX_REASONS};
 use exitscope_abi::region::{Counters, VcpuCell};
-use exitscope_core::{Figured, SLOTS, Sum, Table, Timer};
+use exitscope_core::{Accounts, SLOTS, Sum, Table, Timer};
 
 use crate::cells::{self, Number};
-use crate::probe::{Asked, Blocked};
+use crate::probe::{CpuidQuery, Halt};
 use crate::setting;
 
 /// Accounts that a vCPU can have: one for each place in its table, and the overflow counters.
@@ -42,32 +42,32 @@ pub struct Slot {
     pub cells: [AtomicU32; ACCOUNTS],
     /// The cells of their baselines, 0 without one.
     pub baselines: [AtomicU32; ACCOUNTS],
-    /// The next slot that was ever allocated.
-    pub elder: AtomicPtr<Slot>,
+    /// The next in the list of all allocated slots.
+    pub next_allocated: AtomicPtr<Slot>,
 }
 
-/// What only the handlers of a vCPU's own events touch, of which one runs at a time.
+/// State that belongs to the handlers of a vCPU's own events, of which one runs at a time.
 pub struct Clock {
     pub timer: Timer<'static>,
-    /// The question that the guest has asked in the last exit.
-    pub asked: Option<Asked>,
-    /// Since when it is halted or blocked.
-    pub blocked: Option<Blocked>,
+    /// The query of one of our leaves that is pending.
+    pub query: Option<CpuidQuery>,
+    /// The halt, or other blocking, that has begun.
+    pub halt: Option<Halt>,
 }
 
-/// What a clock has before its first exit; nothing is ever counted on these.
-static NOBODYS: Counters = Counters::new();
+/// What a timer refers to before its first exit; never written.
+static UNUSED_COUNTERS: Counters = Counters::new();
 
 impl Clock {
     const fn new() -> Self {
-        Self { timer: Timer::new(&NOBODYS), asked: None, blocked: None }
+        Self { timer: Timer::new(&UNUSED_COUNTERS), query: None, halt: None }
     }
 
-    /// Sets the open exit aside. A question that no entry has answered is past.
-    pub fn part(&mut self) {
-        if !self.timer.is_parted() {
-            self.timer.part();
-            self.asked = None;
+    /// Splits the open exit. A query that was pending until now belongs to an earlier exit, and is dropped.
+    pub fn split(&mut self) {
+        if !self.timer.is_split() {
+            self.timer.split();
+            self.query = None;
         }
     }
 }
@@ -97,7 +97,7 @@ impl Slot {
             cell: AtomicU32::new(0),
             cells: [const { AtomicU32::new(0) }; ACCOUNTS],
             baselines: [const { AtomicU32::new(0) }; ACCOUNTS],
-            elder: AtomicPtr::new(ptr::null_mut()),
+            next_allocated: AtomicPtr::new(ptr::null_mut()),
         }
     }
 
@@ -133,7 +133,7 @@ impl Slot {
     }
 
     /// The vCPU's own cell.
-    pub fn shown(&self) -> Option<&'static VcpuCell> {
+    pub fn vcpu_cell(&self) -> Option<&'static VcpuCell> {
         cells::vcpu(self.cell.load(Relaxed))
     }
 
@@ -181,21 +181,22 @@ impl Slot {
         self.own.get(place / 64).is_some_and(|bits| bits.load(Acquire) >> (place % 64) & 1 == 1)
     }
 
-    fn add_to(&self, sum: &mut Sum, isa: Isa, scope: Scope) {
+    /// Adds what it has of these reasons.
+    pub fn add_to(&self, sum: &mut Sum, isa: Isa, reasons: Reasons) {
         let mut add = |place| {
             if let Some(counters) = self.get(place) {
                 sum.add(counters);
             }
         };
-        match scope {
-            Scope::Nothing => {}
-            Scope::All => self.owned().for_each(add),
-            Scope::Reason(code) => {
-                if let Some(place) = isa.dense(code).filter(|&place| self.owns(place)) {
+        match reasons {
+            Reasons::None => {}
+            Reasons::All => self.owned().for_each(add),
+            Reasons::One(code) => {
+                if let Some(place) = isa.dense_nospec(code).filter(|&place| self.owns(place)) {
                     add(place);
                 }
             }
-            Scope::Undefined => self.owned().filter(|&place| place >= MAX_REASONS).for_each(add),
+            Reasons::Undefined => self.owned().filter(|&place| place >= MAX_REASONS).for_each(add),
         }
     }
 }
@@ -207,14 +208,14 @@ pub struct Vm {
     pub slots: AtomicPtr<Slot>,
     /// Number of its own policy, or [`AS_MODULE`].
     expose: AtomicU8,
-    guarded: UnsafeCell<Guarded>,
+    locked: UnsafeCell<VmLocked>,
 }
 
 /// [`Vm::expose`] of a VM without a policy of its own.
 const AS_MODULE: u8 = u8::MAX;
 
-/// The part of a [`Vm`] that the lock protects.
-pub struct Guarded {
+/// The fields of a [`Vm`] that are protected by the lock.
+pub struct VmLocked {
     /// Its number, as readers see it; 0 for the sum of retired VMs.
     pub id: u64,
     /// KVM's VM; null when no vCPU is left.
@@ -222,21 +223,21 @@ pub struct Guarded {
     pub cell: Number,
     pub live: u32,
     pub finished: u32,
-    /// It is a part of the sum of retired VMs, as far as readers can tell.
+    /// For readers it is a part of the sum of retired VMs already.
     pub retired: bool,
     /// The next in the list that this VM is in: known, or free.
     pub next: *mut Vm,
 }
 
-// SAFETY: `guarded` is touched under the lock only.
+// SAFETY: `locked` is touched under the lock only.
 unsafe impl Sync for Vm {}
 
 impl Vm {
-    pub const fn new(guarded: Guarded) -> Self {
+    pub const fn new(locked: VmLocked) -> Self {
         Self {
             slots: AtomicPtr::new(ptr::null_mut()),
             expose: AtomicU8::new(AS_MODULE),
-            guarded: UnsafeCell::new(guarded),
+            locked: UnsafeCell::new(locked),
         }
     }
 
@@ -247,18 +248,18 @@ impl Vm {
     }
 
     /// Adds what all its vCPUs have.
-    pub fn add_to(&self, sum: &mut Sum, isa: Isa, scope: Scope) {
-        self.slots().for_each(|slot| slot.add_to(sum, isa, scope));
+    pub fn add_to(&self, sum: &mut Sum, isa: Isa, reasons: Reasons) {
+        self.slots().for_each(|slot| slot.add_to(sum, isa, reasons));
     }
 
-    /// What the lock protects.
+    /// The fields that are protected by the lock.
     ///
     /// # Safety
     /// The lock is held, and no other reference from here is in use.
     #[allow(clippy::mut_from_ref)]
-    pub unsafe fn guarded(&self) -> &mut Guarded {
+    pub unsafe fn locked(&self) -> &mut VmLocked {
         // SAFETY: the caller is the only one who touches it.
-        unsafe { &mut *self.guarded.get() }
+        unsafe { &mut *self.locked.get() }
     }
 
     /// Whose exits its guest is told.
@@ -272,14 +273,17 @@ impl Vm {
     }
 }
 
-/// What a policy of `vm` shows to a vCPU: the vCPUs of its VM. They can neither vanish nor change their VM while
-/// one of them runs, so this needs no lock.
+/// What a policy of `vm` shows to a vCPU: itself, and the vCPUs of its VM. They can neither vanish nor change their VM
+/// while one of them runs, so this needs no lock.
 pub struct OwnVm<'a>(pub &'a Slot, pub Isa);
 
-impl Figured for OwnVm<'_> {
-    fn sum(&self, scope: Scope) -> Sum {
+impl Accounts for OwnVm<'_> {
+    fn sum(&self, scope: Scope, reasons: Reasons) -> Sum {
         let mut sum = Sum::default();
-        self.0.vm().add_to(&mut sum, self.1, scope);
+        match scope {
+            Scope::Vcpu => self.0.add_to(&mut sum, self.1, reasons),
+            Scope::Policy => self.0.vm().add_to(&mut sum, self.1, reasons),
+        }
         sum
     }
 }
