@@ -18,3 +18,4 @@ mod package;
 mod paging;
 mod policy;
 mod smp;
+mod stat;
