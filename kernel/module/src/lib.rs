@@ -7,6 +7,7 @@
 #![no_std]
 
 mod cells;
+mod clock;
 mod control;
 mod facts;
 mod ffi;
