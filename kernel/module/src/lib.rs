@@ -11,6 +11,8 @@ mod clock;
 mod control;
 mod facts;
 mod ffi;
+#[cfg(exitscope_miscount)]
+mod miscount;
 mod probe;
 mod registry;
 mod setting;

@@ -12,6 +12,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
 use exitscope_abi::reason::Isa;
+use exitscope_abi::region::Counters;
 use exitscope_core::{EntryKind, Setting, Table, answer};
 
 use crate::clock::{CpuidQuery, Halt};
@@ -87,9 +88,21 @@ unsafe fn on_exit(vcpu: *mut c_void, isa: Isa) {
 #[inline(always)]
 unsafe fn count(slot: &'static Slot, vcpu: *mut c_void, place: usize) -> bool {
     let Some(counters) = slot.get(place).filter(|_| slot.is_of(vcpu)) else { return false };
+    // SAFETY: as this function's.
+    unsafe { record_exit(slot, counters) };
+    true
+}
+
+/// Counts an exit on the counters of its reason, and opens it.
+///
+/// # Safety
+/// As the tracepoint's functions; the slot is the vCPU's.
+#[inline(always)]
+unsafe fn record_exit(slot: &Slot, counters: &'static Counters) {
     // SAFETY: this is the handler of the vCPU's event. RDTSC is always there.
     unsafe { slot.clock().timer.exit(counters, _rdtsc()) };
-    true
+    #[cfg(exitscope_miscount)]
+    crate::miscount::uncount(counters);
 }
 
 /// The slow path of an exit: the vCPU's first, its first for this reason, its first on this CPU, or one of our leaves.
@@ -105,7 +118,7 @@ unsafe fn on_exit_slow(vcpu: *mut c_void, isa: Isa) {
     let Some(counters) = counters(slot, isa, code) else { return };
     // SAFETY: this is the handler of the vCPU's event; the vCPU is alive.
     unsafe {
-        slot.clock().timer.exit(counters, _rdtsc());
+        record_exit(slot, counters);
         if code == isa.cpuid() && may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
             note_query(slot, vcpu, isa);
         }
