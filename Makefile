@@ -3,7 +3,7 @@
 # Debian's cargo may be an old one beside the current cargo-web; a rustup toolchain on the PATH is used as it is.
 CARGO ?= cargo
 
-.PHONY: lab test test-kernel-debug test-package prepush module package fuzz miri clean setup
+.PHONY: lab benchmarks test test-kernel-debug test-package prepush module package fuzz miri clean setup
 
 # Boots a stock kernel with KVM in an emulated machine, runs a guest with our module loaded, prints its exits.
 lab: setup
@@ -19,6 +19,15 @@ prepush: test
 test-kernel-debug:
 	@./setup --debug-kernel
 	@$(CARGO) xtask test-kernel-debug
+
+# Measures what observing exits costs, on both lanes: the tables of docs/benchmarks.md.
+benchmarks: setup
+	@mkdir -p target
+	@sed '/^## /,$$d' docs/benchmarks.md > target/benchmarks.md
+	@$(CARGO) run --release -q --bin exitscope -- lab bench --markdown >> target/benchmarks.md
+	@echo >> target/benchmarks.md
+	@$(CARGO) run --release -q --bin exitscope -- lab bench --vendor intel --markdown >> target/benchmarks.md
+	@mv target/benchmarks.md docs/benchmarks.md
 
 # Builds the kernel module for the kernel whose build tree is KDIR: target/module/RELEASE/exitscope.ko.
 module: setup

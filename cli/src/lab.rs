@@ -1,5 +1,6 @@
 //! `exitscope lab`: the emulated machines.
 
+mod bench;
 mod compare;
 
 use std::env;
@@ -12,9 +13,9 @@ use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
+use exitscope_lab::runs::course;
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::{Lab, Paging, Setup};
-use exitscope_lab::runs::{bench, course};
 use exitscope_model::Report;
 use exitscope_view::course::Course;
 use exitscope_view::text;
@@ -31,7 +32,7 @@ pub enum Command {
     /// Repeat the experiments of a university course, and write the answers as a page
     Course(CourseArgs),
     /// Measure what watching costs, in instructions per exit
-    Bench(BenchArgs),
+    Bench(bench::Args),
 }
 
 /// Options of `exitscope lab course`.
@@ -41,20 +42,6 @@ pub struct CourseArgs {
     #[arg(long)]
     json: bool,
     /// Where course.html, course.md, course.json and the consoles' logs go
-    #[arg(long, value_name = "DIR", default_value = "target/lab")]
-    out: PathBuf,
-}
-
-/// Options of `exitscope lab bench`.
-#[derive(clap::Args)]
-pub struct BenchArgs {
-    /// Vendor of the emulated CPU
-    #[arg(long, default_value = "amd", value_parser = names(&Vendor::ALL, Vendor::name))]
-    vendor: String,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
-    /// Where the console's log goes
     #[arg(long, value_name = "DIR", default_value = "target/lab")]
     out: PathBuf,
 }
@@ -104,7 +91,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Run(args) => run_one(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Course(args) => run_course(&args),
-        Command::Bench(args) => run_bench(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 
@@ -128,33 +115,6 @@ fn run_course(args: &CourseArgs) -> anyhow::Result<()> {
     }
     print(&exitscope_view::course::markdown(&course))?;
     print(&format!("\nAs a page: {}\n", html.display()))
-}
-
-fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
-    let mut progress = Progress::new();
-    let lab = prepare(&args.vendor, Series::V6_12.name(), &args.out, &mut progress)?;
-    let bench = bench::run(&lab, &mut progress)?;
-    progress.done();
-    if args.json {
-        return print_json(&bench);
-    }
-    let mut table =
-        text::Table::new(&["WATCH", "WORKLOAD", "VCPUS", "VMS", "NEIGHBOUR", "INSTRUCTIONS/EXIT", "ADDED"])
-            .left(1)
-            .left(4);
-    for cost in &bench.bench {
-        let numbers = [cost.instructions_per_exit, cost.added].map(|number| format!("{number:.2}"));
-        let neighbour = cost.neighbour.clone().unwrap_or_else(|| "-".into());
-        let words = [
-            cost.watch.clone(),
-            cost.workload.clone(),
-            cost.vcpus.to_string(),
-            cost.vms.to_string(),
-            neighbour,
-        ];
-        table.row(words.into_iter().chain(numbers));
-    }
-    print(&format!("Instructions per exit, counted by the emulator (Linux {})\n\n{table}", lab.release()))
 }
 
 fn run_one(args: &RunArgs) -> anyhow::Result<()> {

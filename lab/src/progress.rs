@@ -1,14 +1,13 @@
 //! Says on stderr what is being done and how long each part took: live on a terminal, in plain lines elsewhere.
 
-use std::io::{self, IsTerminal, Write};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread::JoinHandle;
+use std::fmt::Write;
+use std::io::{self, IsTerminal, Write as _};
 use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// How often a live line is drawn anew.
 const TICK: Duration = Duration::from_millis(100);
-/// Columns of a terminal that does not say how many it has.
-const USUAL_COLUMNS: usize = 80;
 
 /// Shows the phases of a run. Writes to stderr only, since stdout is for results.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ enum Style {
 struct Phase {
     name: String,
     started: Instant,
-    live: Option<Live>,
+    live: Option<ProgressBar>,
 }
 
 impl Default for Progress {
@@ -66,20 +65,17 @@ impl Progress {
         self.end_phase(None);
         let name = name.into();
         let started = Instant::now();
-        let live = (self.style == Style::Live).then(|| Live::start(name.clone(), started));
+        let live = (self.style == Style::Live).then(|| live_line(&name, started));
         self.current = Some(Phase { name, started, live });
     }
 
     /// Says something by the way.
     pub fn note(&mut self, text: &str) {
-        let Some(phase) = self.current.as_mut().filter(|phase| phase.live.is_some()) else {
-            return self.print(&format!("          {text}"));
-        };
-        phase.live = None;
-        let (name, started) = (phase.name.clone(), phase.started);
-        self.print(&format!("          {text}"));
-        if let Some(phase) = &mut self.current {
-            phase.live = Some(Live::start(name, started));
+        let live = self.current.as_ref().and_then(|phase| phase.live.clone());
+        let mut print = || self.print(&format!("          {text}"));
+        match live {
+            Some(live) => live.suspend(print),
+            None => print(),
         }
     }
 
@@ -92,7 +88,9 @@ impl Progress {
     fn end_phase(&mut self, remark: Option<&str>) {
         if let Some(Phase { name, started, live }) = self.current.take() {
             let elapsed = started.elapsed();
-            drop(live);
+            if let Some(live) = live {
+                live.finish_and_clear();
+            }
             let remark = remark.map(|remark| format!(" ({remark})")).unwrap_or_default();
             self.print(&line(elapsed, &format!("{name}{remark}")));
         }
@@ -122,47 +120,25 @@ impl Drop for Progress {
 }
 
 fn line(elapsed: Duration, text: &str) -> String {
-    format!("{:7.1} s {text}", elapsed.as_secs_f64())
+    format!("{} {text}", seconds(elapsed))
 }
 
-/// A line that is drawn anew by a thread of its own, and wiped when this is dropped.
-#[derive(Debug)]
-struct Live {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+fn seconds(elapsed: Duration) -> String {
+    format!("{:7.1} s", elapsed.as_secs_f64())
 }
 
-impl Live {
-    fn start(name: String, started: Instant) -> Self {
-        let (stop, stopped) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            loop {
-                draw(&line(started.elapsed(), &format!("{name} …")));
-                if stopped.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
-                    break draw("");
-                }
-            }
-        });
-        Self { stop: Some(stop), thread: Some(thread) }
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Puts `text` in the place of the terminal's current line.
-fn draw(text: &str) {
-    let mut stderr = io::stderr().lock();
-    let columns = rustix::termios::tcgetwinsize(&stderr).map_or(0, |size| usize::from(size.ws_col));
-    let columns = if columns == 0 { USUAL_COLUMNS } else { columns };
-    let text: String = text.chars().take(columns - 1).collect();
-    let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
+/// A line that is drawn anew all the time, cut off at the terminal's width.
+fn live_line(name: &str, started: Instant) -> ProgressBar {
+    let time = move |_: &ProgressState, out: &mut dyn Write| {
+        let _ = out.write_str(&seconds(started.elapsed()));
+    };
+    let style = ProgressStyle::with_template("{time} {wide_msg}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_spinner()).with_key("time", time);
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(style);
+    bar.set_message(format!("{name} …"));
+    bar.enable_steady_tick(TICK);
+    bar
 }
 
 #[cfg(test)]
