@@ -2,5 +2,6 @@
 
 pub mod abuse;
 pub mod control;
+pub mod kernel_log;
 pub mod lockdown;
 pub mod region;
