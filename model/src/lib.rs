@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod compare;
+pub mod doctor;
 pub mod interval;
 pub mod snapshot;
 pub mod tally;

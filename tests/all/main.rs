@@ -8,6 +8,7 @@ mod checkers;
 mod cli;
 mod cost;
 mod debian;
+mod doctor;
 mod exactness;
 mod interface;
 mod kernels;

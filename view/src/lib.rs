@@ -4,4 +4,5 @@
 pub mod caps;
 pub mod compare;
 pub mod course;
+pub mod doctor;
 pub mod text;
