@@ -10,6 +10,7 @@ mod cost;
 mod debian;
 mod doctor;
 mod exactness;
+mod install;
 mod interface;
 mod kernels;
 mod leaves;
