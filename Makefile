@@ -3,11 +3,28 @@
 # Debian's cargo may be an old one beside the current cargo-web; a rustup toolchain on the PATH is used as it is.
 CARGO ?= cargo
 
-.PHONY: lab benchmarks test test-kernel-debug test-package prepush module package fuzz miri clean setup
+PREFIX ?= /usr/local
+PROGRAM = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release/exitscope
+
+.PHONY: lab benchmarks program install uninstall test test-kernel-debug test-package prepush module package fuzz miri clean setup
 
 # Boots a stock kernel with KVM in an emulated machine, runs a guest with our module loaded, prints its exits.
 lab: setup
 	@$(CARGO) run --release --bin exitscope -- lab run
+
+# The program itself: one static file.
+program: setup
+	@$(CARGO) build --release --bin exitscope
+
+# Puts the program into DESTDIR/PREFIX/bin. Under sudo the tree's owner builds it, whose login shell finds rustup's cargo.
+BUILDER = $(filter-out root,$(filter $(shell stat -c %U .),$(SUDO_USER)))
+install:
+	@$(if $(BUILDER),sudo -iu $(BUILDER) --) $(MAKE) -s -C "$(CURDIR)" program
+	@install -D -m 755 $(PROGRAM) "$(DESTDIR)$(PREFIX)/bin/exitscope"
+	@echo "$(DESTDIR)$(PREFIX)/bin/exitscope"
+
+uninstall:
+	@rm -f "$(DESTDIR)$(PREFIX)/bin/exitscope"
 
 # All checks and tests.
 test: setup

@@ -113,8 +113,8 @@ fn cpuid(leaf: u32) -> CpuidResult {
     }
 }
 
-/// The virtualization that CPUID tells of.
-fn isa() -> Option<Isa> {
+/// The virtualization that CPUID tells of; `None` if this CPU has none, or its hypervisor offers none.
+pub fn isa() -> Option<Isa> {
     let vmx = cpuid(1).ecx >> 5 & 1 == 1;
     let svm = highest(0x8000_0000) > 0x8000_0000 && cpuid(0x8000_0001).ecx >> 2 & 1 == 1;
     match (vmx, svm) {

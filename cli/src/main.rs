@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod caps;
+mod doctor;
 mod guest;
 mod lab;
 mod module;
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// What a CPU's virtualization can do: every bit of every capability register
     Caps(caps::Args),
+    /// What works on this machine and what does not, each with what to do
+    Doctor(doctor::Args),
     /// Inside a guest: read this VM's exits through CPUID
     Guest(guest::Args),
     /// Run all of it in an emulated machine, on any computer
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Caps(args) => return caps::run(&args),
+        Command::Doctor(args) => return doctor::run(&args),
         Command::Guest(args) => guest::run(&args)?,
         Command::Lab(command) => lab::run(command)?,
         Command::Module(command) => module::run(&command)?,

@@ -20,7 +20,7 @@ pub struct Leaves {
     cpuid: fn(u32, u32) -> Registers,
 }
 
-fn cpuid(leaf: u32, sub_leaf: u32) -> Registers {
+pub(crate) fn cpuid(leaf: u32, sub_leaf: u32) -> Registers {
     // SAFETY: every x86-64 CPU has CPUID, and it changes nothing but the four registers.
     #[allow(unused_unsafe, reason = "safe from Rust 1.94 on")]
     let answer = unsafe { __cpuid_count(leaf, sub_leaf) };

@@ -7,5 +7,6 @@
 //! ```
 
 pub mod debug_port;
+pub mod hypervisor;
 pub mod leaves;
 pub mod workload;

@@ -1,9 +1,12 @@
 //! What reads on the host: the mapped counters ([`region`]) as a [`source`], and what may be asked of the module
-//! ([`control`]); and of the operating system, what VMs are called ([`names`]) and the [`cpu`] time of their processes.
+//! ([`control`]); of the operating system, what VMs are called ([`names`]) and the [`cpu`] time of their processes; and
+//! what works on this machine ([`doctor`]).
 
 pub mod control;
 pub mod cpu;
+pub mod doctor;
 pub mod fuzz_device;
+pub mod kernel_log;
 pub mod lockdown;
 pub mod names;
 pub mod region;

@@ -19,7 +19,7 @@ pub fn advice(root: &Path) -> String {
 }
 
 /// Why modules need a signer that the machine knows; `None` where they do not, or nothing tells.
-fn reason(root: &Path) -> Option<&'static str> {
+pub(crate) fn reason(root: &Path) -> Option<&'static str> {
     let read = |path: &str| fs::read(root.join(path)).unwrap_or_default();
     let lockdown = String::from_utf8_lossy(&read("sys/kernel/security/lockdown")).into_owned();
     if lockdown.contains('[') && !lockdown.contains("[none]") {

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod compare;
+pub mod doctor;
 pub mod document;
 pub mod interval;
 pub mod select;

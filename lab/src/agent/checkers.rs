@@ -6,6 +6,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use exitscope_host::kernel_log::{KernelLog, text_of};
+
 use super::kernel::{self, mount_at};
 
 /// Whatever no healthy run has, in lines. Our module is unloaded for this, as only then all of its memory must be gone.
@@ -14,7 +16,7 @@ pub fn findings() -> io::Result<Vec<String>> {
         kernel::remove("exitscope")?;
     }
     let leaks = leaks()?;
-    let mut findings = kernel::log(alarm)?;
+    let mut findings = KernelLog::open()?.read(alarm)?;
     findings.extend(leaks);
     findings.extend(taint(&fs::read_to_string("/proc/sys/kernel/tainted")?));
     Ok(findings)
@@ -54,7 +56,7 @@ const ALARMS: &[&str] = &[
 
 /// The text of a record of the log, if it is an alarm.
 fn alarm(record: &str) -> Option<String> {
-    let line = kernel::text_of(record)?;
+    let line = text_of(record)?;
     ALARMS.iter().any(|alarm| line.contains(alarm)).then(|| line.to_owned())
 }
 

@@ -1,11 +1,12 @@
-//! What the agent asks of the kernel it runs on: file systems, modules, the histogram trigger, the log.
+//! What the agent asks of the kernel it runs on: file systems, modules, the histogram trigger.
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use exitscope_host::kernel_log::{KernelLog, text_of};
 use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{delete_module, finit_module};
@@ -46,10 +47,9 @@ pub fn insert(insert: &Insert) -> io::Result<()> {
     let file =
         File::open(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", what())))?;
     let text = CString::new(parameters.as_str())?;
-    let mut log = open_log()?;
-    log.seek(SeekFrom::End(0))?;
+    let mut log = KernelLog::from_now()?;
     finit_module(&file, &text, 0).map_err(|errno| {
-        let reasons = read_log(&mut log, |record| text_of(record).map(str::to_owned)).unwrap_or_default();
+        let reasons = log.read(|record| text_of(record).map(str::to_owned)).unwrap_or_default();
         let reasons: String = reasons.iter().map(|reason| format!("\n  the kernel: {reason}")).collect();
         let error = io::Error::from(errno);
         io::Error::new(error.kind(), format!("{}: {error}{reasons}", what()))
@@ -124,35 +124,6 @@ fn parse_histogram(text: &str) -> io::Result<Vec<(u64, u64)>> {
 /// Release of the running kernel.
 pub fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
-}
-
-/// What `pick` takes of all records of the kernel's log.
-pub fn log(pick: impl Fn(&str) -> Option<String>) -> io::Result<Vec<String>> {
-    read_log(&mut open_log()?, pick)
-}
-
-fn open_log() -> io::Result<File> {
-    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open("/dev/kmsg")
-}
-
-/// What `pick` takes of the log's records, from where the file stands to the log's end.
-fn read_log(log: &mut File, pick: impl Fn(&str) -> Option<String>) -> io::Result<Vec<String>> {
-    let mut picked = Vec::new();
-    let mut record = [0; 8192];
-    loop {
-        match log.read(&mut record) {
-            Ok(length) => picked.extend(pick(&String::from_utf8_lossy(&record[..length]))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(picked),
-            // The log has overrun our place in it; the next read goes on at its oldest record.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// The text of a record, without what the kernel says about it.
-pub fn text_of(record: &str) -> Option<&str> {
-    record.split_once(';')?.1.lines().next()
 }
 
 #[cfg(test)]
