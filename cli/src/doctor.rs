@@ -9,7 +9,7 @@ use exitscope_guest::leaves::Leaves;
 use exitscope_host::doctor::{Cpu, Facts, examine};
 use exitscope_view::doctor::text;
 
-use crate::{print, print_json};
+use crate::output::{print, print_json};
 
 /// Options of `exitscope doctor`.
 #[derive(clap::Args)]

@@ -1,5 +1,9 @@
 //! `exitscope guest`: what the leaves tell, seen from inside.
 
+mod stat;
+
+use std::process::ExitCode;
+
 use anyhow::bail;
 use exitscope_abi::leaf::{Figures, Question, Scope};
 use exitscope_abi::reason::Isa;
@@ -11,7 +15,10 @@ use crate::output::{Usage, print, print_json};
 
 /// Options of `exitscope guest`.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<stat::Command>,
     /// One exit reason: its number (SDM appendix C, APM appendix C) or its name, such as CPUID
     reason: Option<String>,
     /// Ask the course's leaves (32-bit counts) instead of exitscope's own
@@ -23,7 +30,15 @@ pub struct Args {
 }
 
 /// Reads and prints.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if let Some(stat::Command::Stat(args)) = &args.command {
+        return stat::run(args);
+    }
+    read(args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(args: &Args) -> anyhow::Result<()> {
     let Some(text) = &args.reason else {
         return print_all(&Leaves::find()?, args);
     };

@@ -68,7 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Caps(args) => return caps::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
-        Command::Guest(args) => guest::run(&args)?,
+        Command::Guest(args) => return guest::run(&args),
         Command::Lab(command) => lab::run(command)?,
         Command::Module(command) => module::run(&command)?,
         Command::Stat(args) => return stat::run(&args),

@@ -9,4 +9,5 @@
 pub mod debug_port;
 pub mod hypervisor;
 pub mod leaves;
+pub mod vcpu;
 pub mod workload;

@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod compare;
 pub mod doctor;
 pub mod document;
+pub mod guest_stat;
 pub mod interval;
 pub mod select;
 pub mod snapshot;

@@ -5,6 +5,7 @@ pub mod caps;
 pub mod compare;
 pub mod course;
 pub mod doctor;
+pub mod guest_stat;
 pub mod stat;
 pub mod text;
 pub mod units;

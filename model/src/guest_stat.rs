@@ -1,0 +1,225 @@
+//! What a guest's command caused, from what the leaves said before and after: JSON schema `exitscope-guest-stat/1`.
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use exitscope_abi::leaf::Figures;
+use exitscope_abi::reason::Isa;
+use serde::Serialize;
+
+use crate::document::Parts;
+use crate::name;
+use crate::snapshot::Clock;
+
+/// The schema's name and version.
+pub const SCHEMA: &str = "exitscope-guest-stat/1";
+
+/// What the leaves said of every reason, CPUID's own first.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    isa: Isa,
+    /// Questions after the one for CPUID's exits: each caused one.
+    rest: u64,
+    accounts: BTreeMap<u32, Account>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    exits: u64,
+    cycles: u64,
+    parts: Parts,
+}
+
+impl Reading {
+    /// Before the first question.
+    pub fn new(isa: Isa) -> Self {
+        // The first question counts itself, and is not one after it.
+        Self { isa, rest: 0_u64.wrapping_sub(1), accounts: BTreeMap::new() }
+    }
+
+    /// So many questions have been asked.
+    pub fn asked(&mut self, questions: u64) {
+        self.rest = self.rest.wrapping_add(questions);
+    }
+
+    /// The figures of a reason and the parts of its cycles.
+    pub fn add(&mut self, code: u32, figures: Figures, parts: Figures) {
+        let Figures { exits, cycles, .. } = figures;
+        let Figures { kernel, user, polled, halted, .. } = parts;
+        self.accounts.insert(code, Account { exits, cycles, parts: Parts { kernel, user, polled, halted } });
+    }
+
+    /// Ticks that one question costs, by a reading right before this one.
+    pub fn cost_of_reading(&self, before: &Self) -> u64 {
+        let code = self.isa.cpuid();
+        let cycles = |reading: &Self| reading.accounts.get(&code).map_or(0, |account| account.cycles);
+        cycles(self).saturating_sub(cycles(before)).checked_div(before.questions()).unwrap_or(0)
+    }
+
+    /// Questions from the one for CPUID's exits on, until that of the next reading, which counts itself.
+    fn questions(&self) -> u64 {
+        self.rest.saturating_add(1)
+    }
+}
+
+/// What a command caused.
+#[derive(Clone, Debug, Serialize)]
+pub struct GuestStat {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// `vmx` or `svm`.
+    pub isa: &'static str,
+    /// How long it took.
+    pub seconds: f64,
+    /// The CPU that it was kept on; none where it could run on any.
+    pub cpu: Option<u32>,
+    /// Whether the numbers are of all VMs of the host, as the host's policy tells the guest of them.
+    pub whole_host: bool,
+    /// Ticks of the guest's clock in a ms, which the host's are taken to be.
+    pub clock_khz: u32,
+    /// Exits.
+    pub exits: u64,
+    /// Time of all exits in ns, by part.
+    pub ns: Parts,
+    /// Percent of the time that the command took, of one CPU.
+    pub percent_of_time: f64,
+    /// Per reason, dearest first.
+    pub reasons: Vec<Reason>,
+    /// CPUID exits that the reading itself caused; they are taken away.
+    pub own_exits: u64,
+    /// Interrupts that the guest's kernel took on this CPU meanwhile.
+    pub interrupts: Option<u64>,
+    /// Its context switches meanwhile, on all CPUs.
+    pub context_switches: Option<u64>,
+}
+
+/// A reason's part in it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reason {
+    /// Its code.
+    pub code: u32,
+    /// Its name.
+    pub name: Cow<'static, str>,
+    /// Exits.
+    pub exits: u64,
+    /// Their time in ns, by part.
+    pub ns: Parts,
+    /// Mean time of an exit in ns.
+    pub mean_ns: Option<u64>,
+}
+
+impl GuestStat {
+    /// What came between two readings, `wall_ns` apart on a clock of `khz`, of which a question costs `cost` ticks.
+    pub fn between(earlier: &Reading, later: &Reading, wall_ns: u64, khz: u32, cost: u64) -> Self {
+        let clock = Clock { khz };
+        let own = earlier.questions();
+        let mut reasons: Vec<Reason> = later
+            .accounts
+            .iter()
+            .filter_map(|(&code, now)| {
+                let before = earlier.accounts.get(&code).copied().unwrap_or_default();
+                let mut account = now.since(&before);
+                if code == later.isa.cpuid() {
+                    account.take_away(own, own.saturating_mul(cost));
+                }
+                (account.exits > 0).then(|| account.reason(later.isa, code, clock))
+            })
+            .collect();
+        reasons.sort_by_key(|reason| {
+            (Reverse(reason.ns.kernel + reason.ns.user), Reverse(reason.exits), reason.code)
+        });
+        let sum = |part: fn(&Parts) -> u64| reasons.iter().map(|reason| part(&reason.ns)).sum::<u64>();
+        let ns = Parts {
+            kernel: sum(|ns| ns.kernel),
+            user: sum(|ns| ns.user),
+            polled: sum(|ns| ns.polled),
+            halted: sum(|ns| ns.halted),
+        };
+        let all = ns.kernel + ns.user + ns.polled + ns.halted;
+        Self {
+            schema: SCHEMA,
+            isa: later.isa.name(),
+            seconds: wall_ns as f64 / 1e9,
+            cpu: None,
+            whole_host: false,
+            clock_khz: khz,
+            exits: reasons.iter().map(|reason| reason.exits).sum(),
+            ns,
+            percent_of_time: if wall_ns == 0 { 0.0 } else { 100.0 * all as f64 / wall_ns as f64 },
+            reasons,
+            own_exits: own,
+            interrupts: None,
+            context_switches: None,
+        }
+    }
+}
+
+impl Account {
+    fn since(&self, before: &Self) -> Self {
+        let less = |of: fn(&Self) -> u64| of(self).saturating_sub(of(before));
+        Self {
+            exits: less(|account| account.exits),
+            cycles: less(|account| account.cycles),
+            parts: Parts {
+                kernel: less(|account| account.parts.kernel),
+                user: less(|account| account.parts.user),
+                polled: less(|account| account.parts.polled),
+                halted: less(|account| account.parts.halted),
+            },
+        }
+    }
+
+    /// Takes away exits that were the reading's own, which are all kernel time.
+    fn take_away(&mut self, exits: u64, cycles: u64) {
+        self.exits = self.exits.saturating_sub(exits);
+        self.cycles = self.cycles.saturating_sub(cycles);
+        self.parts.kernel = self.parts.kernel.saturating_sub(cycles);
+    }
+
+    fn reason(&self, isa: Isa, code: u32, clock: Clock) -> Reason {
+        Reason {
+            code,
+            name: name(isa, code.into()),
+            exits: self.exits,
+            ns: self.parts.ns(clock).unwrap_or_default(),
+            mean_ns: self.cycles.checked_div(self.exits).and_then(|ticks| clock.ns(ticks)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reading that asks for CPUID and for one other reason, with the parts of both: six questions.
+    fn reading(cpuid: u64, hlt: u64) -> Reading {
+        let mut reading = Reading::new(Isa::Svm);
+        for (code, exits, halted) in [(0x72, cpuid, 0), (0x78, hlt, 1_000 * hlt)] {
+            let figures = Figures { exits, cycles: 100 * exits + halted, ..Figures::default() };
+            reading.asked(1);
+            reading.add(code, figures, Figures { kernel: 100 * exits, halted, ..Figures::default() });
+            reading.asked(2);
+        }
+        reading
+    }
+
+    #[test]
+    fn the_readings_own_exits_are_taken_away() {
+        // After the first question five more follow; the next reading's first counts itself.
+        let (first, second) = (reading(1, 0), reading(7, 0));
+        assert_eq!(second.cost_of_reading(&first), 100);
+        let stat = GuestStat::between(&first, &second, 1_000, 1_000_000, 100);
+        assert_eq!((stat.exits, stat.own_exits), (0, 6));
+    }
+
+    #[test]
+    fn what_the_command_caused_stays() {
+        let stat = GuestStat::between(&reading(7, 1), &reading(7 + 6 + 50, 3), 20_000, 1_000_000, 100);
+        let exits: Vec<(&str, u64)> =
+            stat.reasons.iter().map(|reason| (&*reason.name, reason.exits)).collect();
+        assert_eq!(exits, [("CPUID", 50), ("HLT", 2)]);
+        assert_eq!((stat.ns.kernel, stat.ns.halted, stat.percent_of_time), (5_200, 2_000, 36.0));
+        assert_eq!(stat.reasons[1].mean_ns, Some(1_100));
+    }
+}
