@@ -7,7 +7,8 @@ use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_tests::{
-    Transcript, command, exits_by_code, flat, insert, machine_of, remove, sums_are_totals, while_running,
+    Transcript, command, exits_by_code, flat, guests, insert, linux, machine_of, remove, sums_are_totals,
+    while_running,
 };
 use serde_json::Value;
 
@@ -42,6 +43,7 @@ fn steps(vendor: Vendor) -> Vec<Step> {
     let busy = |name: &str, workload: &str| flat(name, workload, long, 1);
     vec![
         line("no module", "stat -- /init vmm --workload cpuid"),
+        guests(vec![linux("without", &["/init guest stat -- /init --version"])]),
         Step::StartHistogram,
         insert(""),
         stat("frame", "--json", &two_vcpus(vendor).replace(&counts(vendor)[0].to_string(), "0")),
@@ -54,6 +56,16 @@ fn steps(vendor: Vendor) -> Vec<Step> {
         stat("csv", "-x, --by vcpu,reason", &two_vcpus(vendor)),
         Step::Snapshot { label: "end".into() },
         Step::ReadHistogram { label: "end".into() },
+        guests(vec![linux(
+            "inside",
+            &[
+                "/init guest stat --json -- /init --version",
+                "/init guest stat --json -- /init guest --json",
+                "/init guest stat -I 50 --json --no-pin -- /init guest --json",
+                "/init guest stat -- /init vmm --workload none",
+            ],
+        )]),
+        Step::Snapshot { label: "inside".into() },
         line("status", "stat -- /init vmm --workload none"),
         line("no program", "stat -- /no/such/program"),
         line("no vm", "stat --duration 0.1 --vm nobody"),
@@ -112,6 +124,41 @@ fn check(transcript: &Transcript, vendor: Vendor) {
     vcpus_and_vms_never_mix(transcript, vendor);
     every_form_says_the_same(transcript, vendor);
     what_goes_wrong_is_told(transcript);
+    a_guest_sees_what_its_command_causes(transcript, vendor);
+}
+
+/// Two commands that differ by a known number of CPUIDs: one asks all leaves.
+fn a_guest_sees_what_its_command_causes(transcript: &Transcript, vendor: Vendor) {
+    let outputs = transcript.guest("inside").outputs;
+    let document = |index: usize| {
+        // What the command itself writes comes first.
+        let text = &outputs[index].stdout;
+        let start =
+            text.find("{\n  \"schema\": \"exitscope-guest-stat/1\"").unwrap_or_else(|| panic!("{text}"));
+        let document: Value = serde_json::from_str(&text[start..]).unwrap();
+        document
+    };
+    let cpuids = |document: &Value| {
+        let reasons = document["reasons"].as_array().unwrap().iter();
+        let cpuid = reasons.clone().find(|reason| reason["name"] == "CPUID").unwrap();
+        cpuid["exits"].as_u64().unwrap()
+    };
+    let (frame, whole) = (document(0), document(1));
+    // Discovery, the total, two leaves for each reason, and codes that no manual defines.
+    let asked = 2 * vendor.isa().reasons().len() as u64 + 3;
+    assert_eq!(cpuids(&whole) - cpuids(&frame), asked, "{whole}");
+    let vm = transcript.vm("inside", "inside");
+    assert!(whole["exits"].as_u64().unwrap() < vm.total().exits);
+    assert!(
+        whole["ns"]["kernel"].as_u64() > Some(0) && whole["percent_of_time"].as_f64() > Some(0.0),
+        "{whole}"
+    );
+    assert!(outputs[2].stdout.contains("\"cpu\":null"), "{:?}", outputs[2]);
+    assert_eq!(outputs[3].status, Some(2), "{:?}", outputs[3]);
+    assert!(outputs[3].stdout.contains("kept on CPU 0"), "{:?}", outputs[3]);
+    let without = &transcript.guest("without").outputs[0];
+    assert_eq!((without.status, without.stdout.as_str()), (Some(1), ""));
+    assert!(without.stderr.contains("no exitscope answers"), "{without:?}");
 }
 
 fn agrees_with_all_others(transcript: &Transcript, vendor: Vendor) {
