@@ -451,13 +451,13 @@ impl Running {
 
 /// The last lines of a console, without what a terminal would act upon.
 fn console_lines(log: &Path) -> Vec<String> {
-    const ENOUGH: u64 = 64 << 10;
+    const MAX_BYTES: u64 = 64 << 10;
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
-        let start = file.metadata()?.len().saturating_sub(ENOUGH);
+        let start = file.metadata()?.len().saturating_sub(MAX_BYTES);
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = Vec::new();
-        file.take(ENOUGH).read_to_end(&mut bytes)?;
+        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();
@@ -483,9 +483,9 @@ fn plain(line: &str) -> String {
 }
 
 fn panic_in(console: &[String]) -> Option<String> {
-    const MARK: &str = "Kernel panic - not syncing: ";
-    let line = console.iter().find(|line| line.contains(MARK))?;
-    Some(line.split(MARK).nth(1)?.to_owned())
+    const PANIC_PREFIX: &str = "Kernel panic - not syncing: ";
+    let line = console.iter().find(|line| line.contains(PANIC_PREFIX))?;
+    Some(line.split(PANIC_PREFIX).nth(1)?.to_owned())
 }
 
 #[cfg(test)]

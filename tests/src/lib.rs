@@ -163,7 +163,7 @@ pub fn findings(name: &str, steps: Vec<Step>) -> Vec<String> {
     let files = vec![("/fault.ko".into(), FAULT.get_or_init(|| build_fault(lab)).clone())];
     let setup = Setup { name: format!("debug-{name}"), files, ..Setup::default() };
     with_progress(&setup.name, |progress| match lab.run(&setup, steps, progress) {
-        Err(Error::Alarms { lines, .. }) => Ok(lines),
+        Err(Error::KernelWarnings { lines, .. }) => Ok(lines),
         Err(error) => Err(error),
         Ok(_) => panic!("the kernel's checkers found nothing"),
     })
