@@ -16,7 +16,7 @@ use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::bench::{self, Bench};
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::{Lab, Setup};
-use exitscope_model::{self as model, Quality, Reason, Report, Vm};
+use exitscope_model::{self as model, Quality, Reason, Report, Vcpu, Vm};
 
 /// The project's root.
 pub fn root() -> PathBuf {
@@ -266,6 +266,30 @@ impl Transcript {
         vm
     }
 
+    /// Checks that a snapshot's sums are its totals, and that it has the exits that the kernel's own histogram has under
+    /// the same label.
+    ///
+    /// # Panics
+    /// When they differ.
+    pub fn kernel_agrees(&self, label: &str) {
+        sums_are_totals(self.snapshot(label));
+        assert_eq!(exits_by_code(self.snapshot(label)), self.kernel_histogram(label), "{label}");
+    }
+
+    /// Exits of a code that each vCPU of guest `full` has more than the same vCPU of guest `frame`. Where both did the
+    /// same workload, `frame` none of it, that is what the workload caused, without the start and end of a guest.
+    ///
+    /// # Panics
+    /// When the guests have different vCPUs, or `full` fewer exits.
+    pub fn added(&self, snapshot: &str, [frame, full]: &[impl AsRef<str>; 2], code: u32) -> Vec<u64> {
+        let [frame, full] = [frame, full].map(|guest| &self.vm(snapshot, guest.as_ref()).vcpus);
+        for vcpus in [frame, full] {
+            assert!(vcpus.iter().map(|vcpu| vcpu.id).eq(0..full.len() as u32), "vCPUs in {snapshot}");
+        }
+        let exits = |vcpu: &Vcpu| exits(&vcpu.reasons, code);
+        frame.iter().zip(full).map(|(frame, full)| exits(full) - exits(frame)).collect()
+    }
+
     /// What the kernel's own histogram counted.
     pub fn kernel_histogram(&self, name: &str) -> BTreeMap<u64, u64> {
         self.find("witness", name, |event| match event {
@@ -368,6 +392,17 @@ pub fn while_running(guests: Vec<Guest>, meanwhile: Vec<Step>) -> Step {
 pub fn flat(name: &str, workload: &str, iterations: u64, vcpus: u32) -> Guest {
     let payload = Payload::Flat { workload: workload.into(), iterations, batch: 0 };
     Guest { name: name.into(), vcpus, payload, lingers: false }
+}
+
+/// The names of the two guests of [`zero_and`].
+pub fn zero_and_names(name: &str, count: u64) -> [String; 2] {
+    [0, count].map(|count| format!("{name}-{count}"))
+}
+
+/// Runs a guest that does nothing of a workload, then one that does it `count` times: see [`Transcript::added`].
+pub fn zero_and(name: &str, workload: &str, count: u64, vcpus: u32) -> [Step; 2] {
+    let [frame, full] = zero_and_names(name, count);
+    [(frame, 0), (full, count)].map(|(name, count)| guests(vec![flat(&name, workload, count, vcpus)]))
 }
 
 /// A Linux guest that runs these commands, each a line.
