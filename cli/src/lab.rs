@@ -1,11 +1,10 @@
 //! `exitscope lab`: the emulated machines.
 
 mod bench;
+mod common;
 mod compare;
 
-use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
@@ -14,13 +13,14 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::course;
-use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
+use exitscope_lab::runs::report::{self, Options};
 use exitscope_lab::runs::session::{Lab, Paging, Setup};
-use exitscope_model::Report;
 use exitscope_view::course::Course;
 use exitscope_view::text;
 
-use crate::output::{Usage, print, print_json};
+use common::{guest_and_vmm, names, prepare, program, write};
+
+use crate::output::{print, print_json};
 
 /// Commands of `exitscope lab`.
 #[derive(clap::Subcommand)]
@@ -81,10 +81,6 @@ pub struct RunArgs {
     out: PathBuf,
 }
 
-fn names<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> PossibleValuesParser {
-    PossibleValuesParser::new(all.iter().map(|&member| name(member)))
-}
-
 /// Does a command.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
@@ -141,67 +137,4 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
     }
     print(&text::report(&report))?;
     print(&format!("\nAll of it: {}\n", path.display()))
-}
-
-/// Runs the same guest with nested and with shadow paging; leaves nested.json and shadow.json in `--out`.
-fn run_both(args: &compare::Args) -> anyhow::Result<[Report; 2]> {
-    let (guest, vmm) = guest_and_vmm(&args.guest, None)?;
-    let mut progress = Progress::new();
-    let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
-    let options = Options {
-        setup: Setup::default(),
-        guest,
-        vmm,
-        vcpus: 1,
-        layout: Layout::Classic,
-        expose: Expose::Vm,
-    };
-    let reports = report::run_both(&lab, &options, &mut progress)?;
-    progress.done();
-    for report in &reports {
-        let path = args.out.join(format!("{}.json", report.machine.paging));
-        write(&path, &serde_json::to_string_pretty(report)?)?;
-    }
-    Ok(reports)
-}
-
-fn prepare(vendor: &str, kernel: &str, out: &Path, progress: &mut Progress) -> anyhow::Result<Lab> {
-    let known = Vendor::ALL.into_iter().find(|known| known.name() == vendor);
-    let vendor = known.with_context(|| format!("unknown vendor {vendor}"))?;
-    Ok(Lab::prepare(vendor, series(kernel)?, &program()?, out, progress)?)
-}
-
-fn series(name: &str) -> anyhow::Result<Series> {
-    let series = Series::ALL.into_iter().find(|series| series.name() == name);
-    series.with_context(|| format!("unknown kernel {name}"))
-}
-
-/// The guest, and what runs it; some of both do not fit each other.
-fn guest_and_vmm(guest: &str, vmm: Option<&str>) -> Result<(GuestKind, Vmm), Usage> {
-    match (guest, vmm) {
-        ("tiny", Some("qemu")) => Err(Usage(
-            "--guest tiny has no operating system and needs --vmm exitscope: for --vmm qemu, use --guest linux or debian".into(),
-        )),
-        ("debian", Some("exitscope")) => Err(Usage(
-            "--guest debian needs the disk and firmware of --vmm qemu: leave --vmm out, or use --guest linux".into(),
-        )),
-        ("debian", _) => Ok((GuestKind::Debian, Vmm::Qemu)),
-        ("tiny", _) => Ok((GuestKind::Tiny, Vmm::Exitscope)),
-        (_, Some("qemu")) => Ok((GuestKind::Linux, Vmm::Qemu)),
-        _ => Ok((GuestKind::Linux, Vmm::Exitscope)),
-    }
-}
-
-/// This very program, which runs in the emulated machine too.
-fn program() -> anyhow::Result<PathBuf> {
-    env::current_exe().context("cannot find this program's own file")
-}
-
-/// Writes a file in one step, so that no half of it is ever seen.
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let unfinished = path.with_extension("tmp");
-    let written = fs::write(&unfinished, text).and_then(|()| fs::rename(&unfinished, path));
-    written
-        .inspect_err(|_| drop(fs::remove_file(&unfinished)))
-        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -17,7 +17,7 @@ use exitscope_view::stat as view;
 
 use crate::output::{Usage, print, print_json};
 use crate::select;
-use crate::workload::{Running, Stop, Wake, wait};
+use crate::workload::{Running, Stop, Wake, next, wait};
 
 /// Options of `exitscope stat`.
 #[derive(clap::Args)]
@@ -157,14 +157,13 @@ impl Watch<'_> {
         let end = self.args.duration.and_then(|duration| start.checked_add(duration));
         let step = self.args.interval.map(Duration::from_millis);
         let mut earlier = before.clone();
-        let mut number = 0_u32;
+        let mut number = 0_u64;
         loop {
             number += 1;
-            let next = step.and_then(|step| start.checked_add(step.checked_mul(number)?));
-            let until = [next, end].into_iter().flatten().min();
+            let until = [step.and_then(|step| next(start, step)), end].into_iter().flatten().min();
             let Self { names, source, stop, .. } = self;
             let mut wake = wait(running, until, stop, || names.update(source.live_vms()));
-            if wake == Wake::Time && (until == end || self.args.count == Some(number.into())) {
+            if wake == Wake::Time && (until == end || self.args.count == Some(number)) {
                 // With a command, a duration ends the watching, not the command.
                 wake = Wake::Over;
             }

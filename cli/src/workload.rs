@@ -83,6 +83,12 @@ pub enum Wake {
     Time,
 }
 
+/// The next moment of a rhythm: those that have been missed are left out.
+pub fn next(start: Instant, step: Duration) -> Option<Instant> {
+    let passed = start.elapsed().as_nanos() / step.as_nanos().max(1);
+    start.checked_add(step.checked_mul(u32::try_from(passed + 1).ok()?)?)
+}
+
 /// Waits until a moment, if any, at most; calls `meanwhile` now and then. With a command, only its end is the end:
 /// Ctrl-C reaches it, too, and a request to end is passed on.
 pub fn wait(
@@ -104,9 +110,6 @@ pub fn wait(
             running.forward(Signal::TERM);
         }
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return Wake::Time;
-        }
         let pause = left.map_or(PAUSE, |left| left.min(PAUSE));
         let timeout = Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() };
         let mut descriptors: Vec<PollFd<'_>> = running
@@ -114,10 +117,60 @@ pub fn wait(
             .map(|running| PollFd::from_borrowed_fd(running.descriptor.as_fd(), PollFlags::IN))
             .collect();
         match poll(&mut descriptors, Some(&timeout)) {
+            // The end of the command comes first: the moment may have been missed.
+            Ok(1..) => return Wake::Over,
+            _ if left.is_some_and(|left| left.is_zero()) => return Wake::Time,
             Ok(0) | Err(Errno::INTR) => meanwhile(),
-            Ok(_) => return Wake::Over,
             // Cannot happen; without a pause this would be a busy loop.
             Err(_) => std::thread::sleep(pause),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Running {
+        Running::start(&["/bin/sh".into(), "-c".into(), script.into()]).unwrap()
+    }
+
+    fn ends_with(script: &str) -> String {
+        let (running, stop) = (shell(script), Stop::watch().unwrap());
+        assert_eq!(wait(Some(&running), None, &stop, || {}), Wake::Over);
+        format!("{:?}", running.finish().unwrap())
+    }
+
+    #[test]
+    fn the_commands_status_is_passed_on() {
+        for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)] {
+            assert_eq!(ends_with(script), format!("{:?}", ExitCode::from(code)), "{script}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_noticed_though_the_moment_has_passed() {
+        let (running, stop) = (shell("exit 0"), Stop::watch().unwrap());
+        assert_eq!(wait(Some(&running), None, &stop, || {}), Wake::Over);
+        assert_eq!(wait(Some(&running), Some(Instant::now()), &stop, || {}), Wake::Over);
+        running.finish().unwrap();
+        let long = shell("sleep 5");
+        assert_eq!(wait(Some(&long), Some(Instant::now()), &stop, || {}), Wake::Time);
+        long.forward(Signal::KILL);
+        long.finish().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_named() {
+        let Err(error) = Running::start(&["/no/such/program".into()]) else { panic!("it was started") };
+        assert!(format!("{error:#}").contains("/no/such/program cannot be started: No such file"));
+    }
+
+    #[test]
+    fn missed_moments_are_left_out() {
+        let step = Duration::from_secs(10);
+        let start = Instant::now() - Duration::from_secs(25);
+        let next = next(start, step).unwrap();
+        assert_eq!(next - start, Duration::from_secs(30));
     }
 }

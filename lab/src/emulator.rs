@@ -5,9 +5,9 @@
 //! (`PR_SET_PDEATHSIG`, set by `setpriv`) when the thread that started it ends in any other way.
 
 pub mod bochs;
+mod machine;
 pub mod qemu;
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use exitscope_abi::reason::Isa;
+use machine::Prepared;
+pub use machine::{Emulator, Link, Machine, Vendor};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Console, Error};
 use crate::frame::Decoder;
@@ -33,119 +33,12 @@ const HANG_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often we look whether an emulator that closed its channel has ended.
 const END_POLL: Duration = Duration::from_millis(2);
 
-/// The vendor of an emulated CPU, which decides what emulates it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Vendor {
-    /// SVM with nested paging, emulated by QEMU TCG.
-    Amd,
-    /// VMX with EPT and VPID, emulated by Bochs.
-    Intel,
-}
-
-impl Vendor {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Amd, Self::Intel];
-
-    /// The name in options and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Amd => "amd",
-            Self::Intel => "intel",
-        }
-    }
-
-    /// Its virtualization's instruction set.
-    pub fn isa(self) -> Isa {
-        match self {
-            Self::Amd => Isa::Svm,
-            Self::Intel => Isa::Vmx,
-        }
-    }
-
-    /// The emulator's name in reports.
-    pub fn emulator(self) -> &'static str {
-        match self {
-            Self::Amd => "qemu-tcg",
-            Self::Intel => "bochs",
-        }
-    }
-
-    /// The vendor's part of KVM.
-    pub fn kvm_module(self) -> &'static str {
-        match self {
-            Self::Amd => "kvm_amd",
-            Self::Intel => "kvm_intel",
-        }
-    }
-
-    /// How lines come out of the machine.
-    pub fn link(self) -> Link {
-        match self {
-            Self::Amd => Link::Port,
-            Self::Intel => Link::Frames,
-        }
-    }
-}
-
-/// How lines come out of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Link {
-    /// Through the virtio-serial port [`qemu::CHANNEL`].
-    Port,
-    /// Through the debug port, as [`crate::frame`] packs them.
-    Frames,
-}
-
-/// An emulator on this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Emulator {
-    /// The program.
-    pub path: PathBuf,
-    /// Its version: major, minor, patch.
-    pub version: (u32, u32, u32),
-}
-
 /// Finds the emulator and asks what it is. One that cannot run the lab is an error.
 pub fn probe(vendor: Vendor) -> Result<Emulator, Error> {
     match vendor {
         Vendor::Amd => qemu::probe(),
         Vendor::Intel => bochs::probe(),
     }
-}
-
-/// The numbers of a version such as `7.2.22`, whatever follows them.
-fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut numbers = text.split('.').map(|number| {
-        let digits = number.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
-        digits.parse().ok()
-    });
-    Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
-}
-
-/// A machine to emulate.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    /// Vendor of its CPU.
-    pub vendor: Vendor,
-    /// The kernel: a bzImage, or an ELF file with a PVH entry point.
-    pub kernel: PathBuf,
-    /// The initramfs.
-    pub initrd: PathBuf,
-    /// The kernel's command line.
-    pub command_line: String,
-    /// Memory, in MiB.
-    pub memory_mib: u32,
-    /// How many CPUs it has. More than one only under Bochs, whose CPUs take turns and repeat.
-    pub cpus: u32,
-    /// Whether the clock counts instructions, so that costs are exact and repeatable. QEMU only; Bochs' always does.
-    pub icount: bool,
-    /// Where the serial console goes.
-    pub console_log: PathBuf,
-    /// How long the machine may run in all.
-    pub deadline: Duration,
-    /// The image of its disk; what the machine writes to it is gone when it ends.
-    pub disk: Option<PathBuf>,
 }
 
 impl Machine {
@@ -213,16 +106,6 @@ impl Machine {
             _files: files,
         })
     }
-}
-
-/// What an emulator is started with.
-struct Prepared {
-    arguments: Vec<OsString>,
-    stdin: Stdio,
-    /// Our end of what the machine's lines come through.
-    channel: OwnedFd,
-    /// Files that the emulator opens by their numbers in this process.
-    files: Vec<OwnedFd>,
 }
 
 /// The emulator's process, which does not outlive this value.
@@ -451,13 +334,13 @@ impl Running {
 
 /// The last lines of a console, without what a terminal would act upon.
 fn console_lines(log: &Path) -> Vec<String> {
-    const ENOUGH: u64 = 64 << 10;
+    const MAX_BYTES: u64 = 64 << 10;
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(log)?;
-        let start = file.metadata()?.len().saturating_sub(ENOUGH);
+        let start = file.metadata()?.len().saturating_sub(MAX_BYTES);
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = Vec::new();
-        file.take(ENOUGH).read_to_end(&mut bytes)?;
+        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();
@@ -483,9 +366,9 @@ fn plain(line: &str) -> String {
 }
 
 fn panic_in(console: &[String]) -> Option<String> {
-    const MARK: &str = "Kernel panic - not syncing: ";
-    let line = console.iter().find(|line| line.contains(MARK))?;
-    Some(line.split(MARK).nth(1)?.to_owned())
+    const PANIC_PREFIX: &str = "Kernel panic - not syncing: ";
+    let line = console.iter().find(|line| line.contains(PANIC_PREFIX))?;
+    Some(line.split(PANIC_PREFIX).nth(1)?.to_owned())
 }
 
 #[cfg(test)]

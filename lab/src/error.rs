@@ -288,7 +288,7 @@ pub enum Error {
     #[error("the emulated kernel complained:
   {}
 (its whole console: {})", lines.join("\n  "), log.display())]
-    Alarms {
+    KernelWarnings {
         /// The lines of the log.
         lines: Vec<String>,
         /// The console.

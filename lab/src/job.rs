@@ -39,7 +39,7 @@ pub const GUEST_OUTPUT_PREFIX: &str = "@exitscope ";
 pub enum Job {
     /// The machine that runs KVM.
     Host {
-        /// How to tell events.
+        /// How to send events.
         link: Link,
         /// Kernel modules to load first, in this order.
         modules: Vec<Insert>,
@@ -52,7 +52,7 @@ pub enum Job {
     Guest {
         /// Kernel modules to load first, in this order.
         modules: Vec<Insert>,
-        /// Whether it tells through a port of its own, and not on its console.
+        /// Whether it sends its results through a port of its own, and not on its console.
         port: bool,
         /// The system to start; without one, the guest stays in its initramfs.
         system: Option<System>,
@@ -79,7 +79,7 @@ pub struct Insert {
     pub parameters: String,
 }
 
-/// One thing to do.
+/// One step of a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Step {
@@ -101,33 +101,33 @@ pub enum Step {
     StartHistogram,
     /// Report that histogram: [`Event::Histogram`].
     ReadHistogram {
-        /// Names the answer.
+        /// Names the event that answers.
         label: String,
     },
     /// Switch the kernel's own tracing of the events `kvm_exit` and `kvm_entry` on or off.
     Ftrace {
-        /// On?
+        /// On or off.
         on: bool,
     },
-    /// Tell everything that our module has counted: [`Event::Snapshot`].
+    /// Report everything that our module has counted: [`Event::Snapshot`].
     Snapshot {
-        /// Names the answer.
+        /// Names the event that answers.
         label: String,
     },
-    /// Tell what the CPU's virtualization can do: [`Event::Capabilities`].
+    /// Report what the CPU's virtualization can do: [`Event::Capabilities`].
     Capabilities,
     /// Run guests, all at once, to their end: an [`Event::Guest`] each.
     Guests {
         /// The guests.
         guests: Vec<Guest>,
-        /// Tell an [`Event::Timeline`] of this resolution in ms.
+        /// Sample the number of exits at this interval in ms: [`Event::Timeline`].
         sample_ms: Option<u64>,
         /// What to do while they run, once each has had some time.
         meanwhile: Vec<Step>,
     },
     /// Run a program: [`Event::Output`].
     Run {
-        /// Names the answer.
+        /// Names the event that answers.
         label: String,
         /// The program and its arguments.
         command: Vec<String>,
@@ -136,10 +136,10 @@ pub enum Step {
     Pause {
         /// From [`Guest::name`].
         guest: String,
-        /// Stop?
+        /// Whether to stop it.
         on: bool,
     },
-    /// Wait until our module knows a VM.
+    /// Wait until our module has seen a VM.
     AwaitVm {
         /// Its number.
         id: u32,
@@ -174,7 +174,7 @@ pub enum Step {
     },
     /// Do this step, which must fail: [`Event::Refused`].
     Refused {
-        /// Names the answer.
+        /// Names the event that answers.
         label: String,
         /// What must fail.
         step: Box<Step>,
@@ -205,8 +205,8 @@ pub struct Guest {
     pub vcpus: u32,
     /// What it does.
     pub payload: Payload,
-    /// Whether its VM lives on when it has done that, until the steps of `meanwhile` are done, which then begin later.
-    /// Not under QEMU.
+    /// Whether its VM is kept after its workload has ended, until the steps of `meanwhile` are done. Those then begin
+    /// only when it has ended. Not under QEMU.
     #[serde(default)]
     pub lingers: bool,
 }
@@ -284,7 +284,7 @@ pub enum Event {
         tsc_khz: u32,
         /// Every VM.
         vms: Vec<Vm>,
-        /// What must be known to judge the numbers.
+        /// What limits the numbers.
         quality: Quality,
     },
     /// What the CPU's virtualization can do.
@@ -349,7 +349,7 @@ pub enum Event {
         /// Release of the machine's kernel.
         kernel: String,
         /// What its checkers found, which no healthy run has: a line each.
-        alarms: Vec<String>,
+        warnings: Vec<String>,
     },
 }
 

@@ -5,39 +5,37 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Insert, Step};
 use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{
-    Transcript, console, exits, exits_by_code, flat, guests, insert, lab, machine, machine_of, machine_with,
-    remove, sums_are_totals,
+    Transcript, console, exits_by_code, flat, guests, insert, lab, machine, machine_with, remove, zero_and,
+    zero_and_names,
 };
 
-const EXITS: u64 = 100_000;
-/// Bochs takes ten times as long for an exit.
-const EXITS_IN_BOCHS: u64 = 10_000;
+use crate::shared;
 
-/// A name for a guest that causes so many exits of a kind.
-fn named(workload: Workload, count: u64) -> String {
-    format!("{}-{count}", workload.name())
+const EXITS: u64 = 100_000;
+
+/// Exits of every kind on the default kernel: Bochs takes ten times as long for each.
+pub fn count(vendor: Vendor) -> u64 {
+    match vendor {
+        Vendor::Amd => EXITS,
+        Vendor::Intel => EXITS / 10,
+    }
 }
 
 #[test]
 fn every_kind_of_exit_is_counted_exactly_and_a_witness_agrees() {
-    let transcript = machine("exactness", steps(Vendor::Amd, EXITS));
-    check(&transcript, Vendor::Amd, EXITS);
+    check(shared::transcript(Vendor::Amd), Vendor::Amd, count(Vendor::Amd));
 }
 
 #[test]
 fn every_kind_of_exit_is_counted_exactly_on_intel_and_a_witness_agrees() {
-    let transcript = machine_of(Vendor::Intel, "exactness", steps(Vendor::Intel, EXITS_IN_BOCHS));
-    check(&transcript, Vendor::Intel, EXITS_IN_BOCHS);
+    check(shared::transcript(Vendor::Intel), Vendor::Intel, count(Vendor::Intel));
 }
 
-/// So many exits of every kind, by our module and by the witness.
+/// So many exits of every kind, counted by our module and by the kernel's histogram.
 pub fn steps(vendor: Vendor, count: u64) -> Vec<Step> {
     let mut steps = vec![Step::StartHistogram, insert("")];
     for workload in Workload::on(vendor.isa()) {
-        // One after the other: the first shows what the frame of a workload costs, the second adds the exits.
-        steps.extend(
-            [0, count].map(|count| guests(vec![flat(&named(workload, count), workload.name(), count, 1)])),
-        );
+        steps.extend(zero_and(workload.name(), workload.name(), count, 1));
     }
     steps.push(Step::Snapshot { label: "exactness".into() });
     steps.push(Step::ReadHistogram { label: "exactness".into() });
@@ -48,20 +46,20 @@ pub fn steps(vendor: Vendor, count: u64) -> Vec<Step> {
 /// Checks what a machine answered to [`steps`].
 pub fn check(transcript: &Transcript, vendor: Vendor, count: u64) {
     for workload in Workload::on(vendor.isa()) {
-        let [frame, full] = [0, count].map(|count| {
-            let vm = transcript.vm("exactness", &named(workload, count));
-            assert_eq!(vm.vcpus.len(), 1);
-            assert!(vm.finished);
-            &vm.vcpus[0].reasons
-        });
+        let names = zero_and_names(workload.name(), count);
+        assert!(names.iter().all(|guest| transcript.vm("exactness", guest).finished));
         for &code in workload.exit_codes(vendor.isa()) {
-            assert_eq!(exits(full, code) - exits(frame, code), count, "{}: {code:#x}", workload.name());
+            assert_eq!(
+                transcript.added("exactness", &names, code),
+                [count],
+                "{}: {code:#x}",
+                workload.name()
+            );
         }
     }
     let vms = transcript.snapshot("exactness");
     assert_eq!(vms.len(), 2 * Workload::on(vendor.isa()).count());
-    sums_are_totals(vms);
-    assert_eq!(exits_by_code(vms), transcript.kernel_histogram("exactness"));
+    transcript.kernel_agrees("exactness");
 }
 
 /// What the other tests here prove, they could fail to prove.
@@ -103,17 +101,13 @@ fn two_guests_at_once_have_each_exactly_their_own() {
     ];
     let transcript = machine("two-guests", steps);
     for (workload, other) in [(Workload::Cpuid, Workload::Rdmsr), (Workload::Rdmsr, Workload::Cpuid)] {
-        let [frame, full] = [0, EXITS].map(|count| transcript.vm("end", &named(workload, count)));
-        assert_eq!(full.vcpus.iter().map(|vcpu| vcpu.id).collect::<Vec<_>>(), [0, 1]);
-        for (frame, full) in frame.vcpus.iter().zip(&full.vcpus) {
-            let added = |workload: Workload| {
-                let code = workload.exit_codes(Vendor::Amd.isa())[0];
-                exits(&full.reasons, code) - exits(&frame.reasons, code)
-            };
-            assert_eq!(added(workload), EXITS, "{} on vCPU {}", workload.name(), full.id);
-            assert_eq!(added(other), 0, "{} on vCPU {} of the other guest", other.name(), full.id);
-        }
+        let names = zero_and_names(workload.name(), EXITS);
+        let added = |kind: Workload| {
+            let code = kind.exit_codes(Vendor::Amd.isa())[0];
+            transcript.added("end", &names, code)
+        };
+        assert_eq!(added(workload), [EXITS; 2], "{}", workload.name());
+        assert_eq!(added(other), [0; 2], "{} of the other guest", other.name());
     }
-    sums_are_totals(transcript.snapshot("end"));
-    assert_eq!(exits_by_code(transcript.snapshot("end")), transcript.kernel_histogram("end"));
+    transcript.kernel_agrees("end");
 }

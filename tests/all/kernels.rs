@@ -6,7 +6,7 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::parts::series::Series;
 use exitscope_tests::{Lane, machine_of, module};
 
-use crate::{exactness, leaves, policy};
+use crate::{exactness, leaves, policy, shared};
 
 /// Exits of every kind.
 const EXITS: u64 = 5_000;
@@ -32,8 +32,7 @@ fn all_of_it_works_on_7_2_on_intel() {
 }
 
 fn all_of_it_works(vendor: Vendor, series: Series) {
-    let steps = [exactness::steps(vendor, EXITS), leaves::steps(vendor), policy::steps(vendor)].concat();
-    let transcript = machine_of(Lane { vendor, series }, "all", steps);
+    let transcript = machine_of(Lane { vendor, series }, "all", shared::steps(vendor, EXITS));
     exactness::check(&transcript, vendor, EXITS);
     leaves::check(&transcript, vendor);
     policy::check(&transcript, vendor);

@@ -19,5 +19,6 @@ mod nested;
 mod package;
 mod paging;
 mod policy;
+mod shared;
 mod smp;
 mod stat;

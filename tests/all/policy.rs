@@ -4,7 +4,9 @@ use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
 use exitscope_model::GuestView;
-use exitscope_tests::{Transcript, exits, flat, guests, insert, linux, machine_of, remove, while_running};
+use exitscope_tests::{Transcript, exits, flat, guests, insert, linux, remove, while_running};
+
+use crate::shared;
 
 /// Hypercalls that the other guest makes on each of its two vCPUs; a Linux guest of one vCPU makes next to none.
 fn others(vendor: Vendor) -> u64 {
@@ -44,12 +46,12 @@ fn view(outputs: &[Output]) -> GuestView {
 
 #[test]
 fn a_guest_is_told_what_the_policy_lets_it_see() {
-    check(&machine_of(Vendor::Amd, "policy", steps(Vendor::Amd)), Vendor::Amd);
+    check(shared::transcript(Vendor::Amd), Vendor::Amd);
 }
 
 #[test]
 fn a_guest_is_told_what_the_policy_lets_it_see_on_intel() {
-    check(&machine_of(Vendor::Intel, "policy", steps(Vendor::Intel)), Vendor::Intel);
+    check(shared::transcript(Vendor::Intel), Vendor::Intel);
 }
 
 /// A guest under each policy, and one without the module.

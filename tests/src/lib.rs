@@ -16,7 +16,7 @@ use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::bench::{self, Bench};
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::{Lab, Setup};
-use exitscope_model::{self as model, Quality, Reason, Report, Vm};
+use exitscope_model::{self as model, Quality, Reason, Report, Vcpu, Vm};
 
 /// The project's root.
 pub fn root() -> PathBuf {
@@ -163,7 +163,7 @@ pub fn findings(name: &str, steps: Vec<Step>) -> Vec<String> {
     let files = vec![("/fault.ko".into(), FAULT.get_or_init(|| build_fault(lab)).clone())];
     let setup = Setup { name: format!("debug-{name}"), files, ..Setup::default() };
     with_progress(&setup.name, |progress| match lab.run(&setup, steps, progress) {
-        Err(Error::Alarms { lines, .. }) => Ok(lines),
+        Err(Error::KernelWarnings { lines, .. }) => Ok(lines),
         Err(error) => Err(error),
         Ok(_) => panic!("the kernel's checkers found nothing"),
     })
@@ -264,6 +264,30 @@ impl Transcript {
         let vm = vms.next().unwrap_or_else(|| panic!("snapshot {snapshot} has no VM of guest {guest}"));
         assert!(vms.next().is_none(), "two VMs of guest {guest}");
         vm
+    }
+
+    /// Checks that a snapshot's sums are its totals, and that it has the exits that the kernel's own histogram has under
+    /// the same label.
+    ///
+    /// # Panics
+    /// When they differ.
+    pub fn kernel_agrees(&self, label: &str) {
+        sums_are_totals(self.snapshot(label));
+        assert_eq!(exits_by_code(self.snapshot(label)), self.kernel_histogram(label), "{label}");
+    }
+
+    /// Exits of a code that each vCPU of guest `full` has more than the same vCPU of guest `frame`. Where both did the
+    /// same workload, `frame` none of it, that is what the workload caused, without the start and end of a guest.
+    ///
+    /// # Panics
+    /// When the guests have different vCPUs, or `full` fewer exits.
+    pub fn added(&self, snapshot: &str, [frame, full]: &[impl AsRef<str>; 2], code: u32) -> Vec<u64> {
+        let [frame, full] = [frame, full].map(|guest| &self.vm(snapshot, guest.as_ref()).vcpus);
+        for vcpus in [frame, full] {
+            assert!(vcpus.iter().map(|vcpu| vcpu.id).eq(0..full.len() as u32), "vCPUs in {snapshot}");
+        }
+        let exits = |vcpu: &Vcpu| exits(&vcpu.reasons, code);
+        frame.iter().zip(full).map(|(frame, full)| exits(full) - exits(frame)).collect()
     }
 
     /// What the kernel's own histogram counted.
@@ -368,6 +392,17 @@ pub fn while_running(guests: Vec<Guest>, meanwhile: Vec<Step>) -> Step {
 pub fn flat(name: &str, workload: &str, iterations: u64, vcpus: u32) -> Guest {
     let payload = Payload::Flat { workload: workload.into(), iterations, batch: 0 };
     Guest { name: name.into(), vcpus, payload, lingers: false }
+}
+
+/// The names of the two guests of [`zero_and`].
+pub fn zero_and_names(name: &str, count: u64) -> [String; 2] {
+    [0, count].map(|count| format!("{name}-{count}"))
+}
+
+/// Runs a guest that does nothing of a workload, then one that does it `count` times: see [`Transcript::added`].
+pub fn zero_and(name: &str, workload: &str, count: u64, vcpus: u32) -> [Step; 2] {
+    let [frame, full] = zero_and_names(name, count);
+    [(frame, 0), (full, count)].map(|(name, count)| guests(vec![flat(&name, workload, count, vcpus)]))
 }
 
 /// A Linux guest that runs these commands, each a line.

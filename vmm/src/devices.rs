@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What a vCPU thread does after the guest wrote to a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum After {
+pub enum PortAction {
     /// Go on.
     Continue,
     /// Wait for the other vCPUs, then go on.
@@ -60,22 +60,24 @@ impl Devices {
     }
 
     /// vCPU `id` wrote `data` to `port`.
-    pub fn write(&self, id: u32, port: u16, data: &[u8]) -> After {
+    pub fn write(&self, id: u32, port: u16, data: &[u8]) -> PortAction {
         match port {
             _ if Mailbox::has(port) => match self.mailbox(id).write(port, data) {
-                Some(status) => After::Done(status),
-                None => After::Continue,
+                Some(status) => PortAction::Done(status),
+                None => PortAction::Continue,
             },
-            PORT_READY => After::Wait,
+            PORT_READY => PortAction::Wait,
             _ if is_serial(port) => {
                 self.write_serial((port - layout::SERIAL_PORT) as u8, data);
-                After::Continue
+                PortAction::Continue
             }
             layout::KEYBOARD_PORT if data.contains(&layout::KEYBOARD_RESET) => {
-                After::Failed(GuestFailure::Reset)
+                PortAction::Failed(GuestFailure::Reset)
             }
-            layout::SLEEP_PORT if data.iter().any(|byte| byte & layout::SLEEP_ENABLE != 0) => After::Done(0),
-            _ => After::Continue,
+            layout::SLEEP_PORT if data.iter().any(|byte| byte & layout::SLEEP_ENABLE != 0) => {
+                PortAction::Done(0)
+            }
+            _ => PortAction::Continue,
         }
     }
 
@@ -144,15 +146,15 @@ mod tests {
     #[test]
     fn ports_do_what_they_are_for() {
         let devices = devices(2, Console::default());
-        let cases: [(u16, &[u8], After); 8] = [
-            (0x80, &[1], After::Continue),
-            (0x64, &[0xfe], After::Failed(GuestFailure::Reset)),
-            (0x64, &[0xd1], After::Continue),
-            (0x600, &[0x34], After::Done(0)),
-            (0x600, &[0x14], After::Continue),
-            (0x500, &[3, 0, 0, 0], After::Done(3)),
-            (0x504, &[3, 0, 0, 0], After::Continue),
-            (0x508, &[0, 0, 0, 0], After::Wait),
+        let cases: [(u16, &[u8], PortAction); 8] = [
+            (0x80, &[1], PortAction::Continue),
+            (0x64, &[0xfe], PortAction::Failed(GuestFailure::Reset)),
+            (0x64, &[0xd1], PortAction::Continue),
+            (0x600, &[0x34], PortAction::Done(0)),
+            (0x600, &[0x14], PortAction::Continue),
+            (0x500, &[3, 0, 0, 0], PortAction::Done(3)),
+            (0x504, &[3, 0, 0, 0], PortAction::Continue),
+            (0x508, &[0, 0, 0, 0], PortAction::Wait),
         ];
         for (port, data, expected) in cases {
             assert_eq!(devices.write(0, port, data), expected, "{port:#x} {data:x?}");

@@ -29,7 +29,6 @@ mod devices;
 mod error;
 pub mod firmware;
 mod flat;
-mod gate;
 mod layout;
 mod linux;
 mod long_mode;
@@ -39,6 +38,7 @@ mod outcome;
 mod registers;
 mod supervise;
 mod vcpu;
+mod vcpu_sync;
 mod vm;
 
 use std::io::Write;

@@ -2,9 +2,9 @@
 
 use crate::devices::Devices;
 use crate::error::Error;
-use crate::gate::Gate;
 use crate::outcome::{Outcome, VcpuOutcome};
 use crate::vcpu::{End, Vcpu};
+use crate::vcpu_sync::VcpuSync;
 use crate::vm::Mode;
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -29,7 +29,7 @@ struct Ended {
 /// The threads of a VM.
 struct VcpuThreads {
     mode: Mode,
-    gate: Arc<Gate>,
+    sync: Arc<VcpuSync>,
     /// Those that have not been joined yet, by vCPU.
     threads: Vec<Option<JoinHandle<Ended>>>,
     /// The index of each vCPU whose thread is about to end.
@@ -58,11 +58,11 @@ pub fn run(
 impl VcpuThreads {
     /// Starts a thread for each vCPU. If one cannot be started, those that were are stopped again.
     fn start(vcpus: Vec<Vcpu>, devices: &Arc<Devices>, mode: Mode) -> Result<Self, Error> {
-        let gate = Arc::new(Gate::new(vcpus.len() as u32, mode == Mode::Flat));
+        let sync = Arc::new(VcpuSync::new(vcpus.len() as u32, mode == Mode::Flat));
         let (sender, exiting) = channel();
-        let mut threads = Self { mode, gate, threads: Vec::new(), exiting, ended: Vec::new() };
+        let mut threads = Self { mode, sync, threads: Vec::new(), exiting, ended: Vec::new() };
         for vcpu in vcpus {
-            match spawn(vcpu, Arc::clone(devices), Arc::clone(&threads.gate), sender.clone()) {
+            match spawn(vcpu, Arc::clone(devices), Arc::clone(&threads.sync), sender.clone()) {
                 Ok(thread) => threads.threads.push(Some(thread)),
                 Err(source) => {
                     threads.stop_all();
@@ -91,9 +91,9 @@ impl VcpuThreads {
 
     /// Gets every thread out of KVM_RUN, and joins it.
     fn stop_all(&mut self) {
-        self.gate.stop();
+        self.sync.stop();
         for index in 0..self.threads.len() {
-            // A signal that arrives after the thread has looked at the gate and before it is in KVM_RUN is lost:
+            // A signal that arrives after the thread has read the stop flag and before it is in KVM_RUN is lost:
             // hence again and again. Failing to send one means that the thread is no more.
             while let Some(thread) = self.threads[index].as_ref().filter(|thread| !thread.is_finished()) {
                 let _ = thread.kill(SIGRTMIN());
@@ -117,13 +117,13 @@ impl VcpuThreads {
 /// Tells the others that a vCPU's thread is exiting, however it does so.
 struct ExitNotice {
     id: u32,
-    gate: Arc<Gate>,
+    sync: Arc<VcpuSync>,
     sender: Sender<u32>,
 }
 
 impl Drop for ExitNotice {
     fn drop(&mut self) {
-        self.gate.leave(self.id);
+        self.sync.leave(self.id);
         // Nobody receives this once all threads are being stopped.
         let _ = self.sender.send(self.id);
     }
@@ -132,13 +132,13 @@ impl Drop for ExitNotice {
 fn spawn(
     mut vcpu: Vcpu,
     devices: Arc<Devices>,
-    gate: Arc<Gate>,
+    sync: Arc<VcpuSync>,
     sender: Sender<u32>,
 ) -> io::Result<JoinHandle<Ended>> {
     let id = vcpu.id();
     Builder::new().name(format!("vcpu{id}")).spawn(move || {
-        let notice = ExitNotice { id, gate, sender };
-        let end = vcpu.run(&devices, &notice.gate);
+        let notice = ExitNotice { id, sync, sender };
+        let end = vcpu.run(&devices, &notice.sync);
         Ended { id, end, user_exits: vcpu.user_exits() }
     })
 }

@@ -1,10 +1,10 @@
 //! One vCPU: its first state, and the loop that runs it.
 
 use crate::cpuid::{self, Topology};
-use crate::devices::{After, Devices};
+use crate::devices::{Devices, PortAction};
 use crate::error::{Error, GuestFailure};
-use crate::gate::Gate;
 use crate::registers::Registers;
+use crate::vcpu_sync::VcpuSync;
 use crate::vm::{Vm, kvm_error};
 use crate::{flat, layout, long_mode};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs};
@@ -53,7 +53,7 @@ pub struct Vcpu {
 }
 
 /// What the loop does after an exit.
-enum Next {
+enum LoopAction {
     Go,
     Wait,
     Done(u32),
@@ -100,28 +100,28 @@ impl Vcpu {
         self.user_exits
     }
 
-    /// Runs until the guest ends or the gate is closed.
-    pub fn run(&mut self, devices: &Devices, gate: &Gate) -> End {
-        gate.wait_for_turn(self.id);
-        while !gate.is_stopped() {
+    /// Runs until the guest ends or all vCPUs are to stop.
+    pub fn run(&mut self, devices: &Devices, sync: &VcpuSync) -> End {
+        sync.wait_to_start(self.id);
+        while !sync.is_stopped() {
             let next = match self.fd.run() {
                 Ok(exit) => {
                     self.user_exits += 1;
                     if self.user_exits == 1 {
-                        gate.pass_turn(self.id);
+                        sync.let_next_start(self.id);
                     }
                     handle(self.id, exit, devices)
                 }
                 // A kick, or (EAGAIN) a vCPU that the guest has not started yet.
-                Err(error) if is_retry(error) => Next::Go,
-                Err(error) => Next::Failed(GuestFailure::RunFailed(error)),
+                Err(error) if is_retry(error) => LoopAction::Go,
+                Err(error) => LoopAction::Failed(GuestFailure::RunFailed(error)),
             };
             match next {
-                Next::Go => {}
-                Next::Wait => gate.wait_for_all(self.id),
-                Next::Done(status) => return End::Done(status),
-                Next::Failed(failure) => return End::Failed(failure, self.registers()),
-                Next::InternalError => return End::Failed(self.internal_error(), self.registers()),
+                LoopAction::Go => {}
+                LoopAction::Wait => sync.barrier(self.id),
+                LoopAction::Done(status) => return End::Done(status),
+                LoopAction::Failed(failure) => return End::Failed(failure, self.registers()),
+                LoopAction::InternalError => return End::Failed(self.internal_error(), self.registers()),
             }
         }
         End::Stopped(self.registers())
@@ -145,31 +145,31 @@ impl Vcpu {
 }
 
 /// Decides what follows from an exit, after letting the devices have it.
-fn handle(id: u32, exit: VcpuExit<'_>, devices: &Devices) -> Next {
+fn handle(id: u32, exit: VcpuExit<'_>, devices: &Devices) -> LoopAction {
     match exit {
         VcpuExit::IoOut(port, data) => match devices.write(id, port, data) {
-            After::Continue => Next::Go,
-            After::Wait => Next::Wait,
-            After::Done(status) => Next::Done(status),
-            After::Failed(failure) => Next::Failed(failure),
+            PortAction::Continue => LoopAction::Go,
+            PortAction::Wait => LoopAction::Wait,
+            PortAction::Done(status) => LoopAction::Done(status),
+            PortAction::Failed(failure) => LoopAction::Failed(failure),
         },
         VcpuExit::IoIn(port, data) => {
             devices.read(port, data);
-            Next::Go
+            LoopAction::Go
         }
         VcpuExit::MmioRead(_, data) => {
             data.fill(0xff);
-            Next::Go
+            LoopAction::Go
         }
         // Nothing is there to write to. HLT comes here without an interrupt controller only, so nothing could wake it.
-        VcpuExit::MmioWrite(..) | VcpuExit::Hlt | VcpuExit::Intr => Next::Go,
-        VcpuExit::Shutdown => Next::Failed(GuestFailure::Shutdown),
-        VcpuExit::FailEntry(reason, cpu) => Next::Failed(GuestFailure::FailEntry { reason, cpu }),
-        VcpuExit::InternalError => Next::InternalError,
+        VcpuExit::MmioWrite(..) | VcpuExit::Hlt | VcpuExit::Intr => LoopAction::Go,
+        VcpuExit::Shutdown => LoopAction::Failed(GuestFailure::Shutdown),
+        VcpuExit::FailEntry(reason, cpu) => LoopAction::Failed(GuestFailure::FailEntry { reason, cpu }),
+        VcpuExit::InternalError => LoopAction::InternalError,
         VcpuExit::SystemEvent(kind, _) => {
-            Next::Failed(GuestFailure::Unexpected(format!("system event {kind}")))
+            LoopAction::Failed(GuestFailure::Unexpected(format!("system event {kind}")))
         }
-        other => Next::Failed(GuestFailure::Unexpected(format!("{other:?}"))),
+        other => LoopAction::Failed(GuestFailure::Unexpected(format!("{other:?}"))),
     }
 }
 

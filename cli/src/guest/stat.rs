@@ -12,7 +12,7 @@ use exitscope_view::guest_stat as view;
 
 use crate::output::{print, print_json};
 use crate::stat::terminal_width;
-use crate::workload::{Running, Stop, Wake, wait};
+use crate::workload::{Running, Stop, Wake, next, wait};
 
 /// Options of `exitscope guest stat`.
 #[derive(clap::Args)]
@@ -70,10 +70,8 @@ impl Watch<'_> {
         let start = before.at;
         let step = self.args.interval.map(Duration::from_millis);
         let mut earlier = before;
-        let mut number = 0;
         loop {
-            number += 1;
-            let until = step.and_then(|step| start.checked_add(step.checked_mul(number)?));
+            let until = step.and_then(|step| next(start, step));
             let over = wait(Some(&running), until, &self.stop, || {}) == Wake::Over;
             let now = self.moment();
             self.show(&earlier, &now, cost)?;

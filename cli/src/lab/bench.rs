@@ -10,7 +10,7 @@ use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::bench::{self, Bench, Cost};
 use exitscope_view::text::{Table, grouped};
 
-use super::{names, prepare};
+use super::common::{names, prepare};
 use crate::output::{print, print_json};
 
 /// Options of `exitscope lab bench`.

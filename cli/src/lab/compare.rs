@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
+use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::parts::series::Series;
+use exitscope_lab::progress::Progress;
+use exitscope_lab::runs::report::{self, Options};
+use exitscope_lab::runs::session::Setup;
 use exitscope_model::compare::Comparison;
 use exitscope_model::{self as model, Report};
 use serde_json::Value;
 
-use super::{run_both, write};
+use super::common::{guest_and_vmm, prepare, write};
 use crate::output::{print, print_json};
 
 /// Options of `exitscope lab compare`.
@@ -53,6 +57,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return print_json(&comparison);
     }
     print(&exitscope_view::compare::text(&comparison))
+}
+
+/// Runs the same guest with nested and with shadow paging; leaves nested.json and shadow.json in `--out`.
+fn run_both(args: &Args) -> anyhow::Result<[Report; 2]> {
+    let (guest, vmm) = guest_and_vmm(&args.guest, None)?;
+    let mut progress = Progress::new();
+    let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
+    let options = Options {
+        setup: Setup::default(),
+        guest,
+        vmm,
+        vcpus: 1,
+        layout: Layout::Classic,
+        expose: Expose::Vm,
+    };
+    let reports = report::run_both(&lab, &options, &mut progress)?;
+    progress.done();
+    for report in &reports {
+        let path = args.out.join(format!("{}.json", report.machine.paging));
+        write(&path, &serde_json::to_string_pretty(report)?)?;
+    }
+    Ok(reports)
 }
 
 /// Reads a report.

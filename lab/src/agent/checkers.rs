@@ -16,14 +16,14 @@ pub fn findings() -> io::Result<Vec<String>> {
         kernel::remove("exitscope")?;
     }
     let leaks = leaks()?;
-    let mut findings = KernelLog::open()?.read(alarm)?;
+    let mut findings = KernelLog::open()?.read(warning)?;
     findings.extend(leaks);
     findings.extend(taint(&fs::read_to_string("/proc/sys/kernel/tainted")?));
     Ok(findings)
 }
 
 /// What the kernel's log says when something of its own is broken, or when one of its checkers has given up.
-const ALARMS: &[&str] = &[
+const WARNINGS: &[&str] = &[
     "WARNING: ",
     "BUG:",
     "BUG ",
@@ -54,10 +54,10 @@ const ALARMS: &[&str] = &[
     "leak detector disabled",
 ];
 
-/// The text of a record of the log, if it is an alarm.
-fn alarm(record: &str) -> Option<String> {
+/// The text of a record of the log, if it is a warning of the kernel's or of one of its checkers.
+fn warning(record: &str) -> Option<String> {
     let line = text_of(record)?;
-    ALARMS.iter().any(|alarm| line.contains(alarm)).then(|| line.to_owned())
+    WARNINGS.iter().any(|warning| line.contains(warning)).then(|| line.to_owned())
 }
 
 /// Flags of the kernel's taint (Documentation/admin-guide/tainted-kernels.rst) that stay when the log is overrun.
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alarms_are_told_from_other_lines() {
+    fn warnings_are_told_from_other_lines() {
         for line in [
             "WARNING: CPU: 0 PID: 1",
             "BUG: KASAN: slab-use-after-free in exitscope_stop+0x1/0x2",
@@ -123,14 +123,14 @@ mod tests {
             "INFO: task init:1 blocked for more than 120 seconds.",
             "kmemleak: Kernel memory leak detector disabled",
         ] {
-            assert_eq!(alarm(&format!("4,1,2,-;{line}\n SUBSYSTEM=x")).as_deref(), Some(line));
+            assert_eq!(warning(&format!("4,1,2,-;{line}\n SUBSYSTEM=x")).as_deref(), Some(line));
         }
         for line in [
             "exitscope: loading out-of-tree module taints kernel.",
             "kmemleak: Kernel memory leak detector initialized (mem pool available: 39680)",
             "Running RCU self tests",
         ] {
-            assert_eq!(alarm(&format!("6,1,2,-;{line}")), None);
+            assert_eq!(warning(&format!("6,1,2,-;{line}")), None);
         }
     }
 

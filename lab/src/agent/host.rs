@@ -24,7 +24,7 @@ pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
     };
     let done = inserted.and_then(|()| run_steps(steps, &mut channel)).and_then(|()| checkers::findings());
     let last = match done {
-        Ok(alarms) => Event::Done { kernel: kernel::release(), alarms },
+        Ok(warnings) => Event::Done { kernel: kernel::release(), warnings },
         Err(error) => Event::Failed { message: error.to_string() },
     };
     if let Err(error) = channel.send(&last) {

@@ -14,7 +14,7 @@ use exitscope_vmm::firmware;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::{Emulator, Machine, Prepared, parse_version};
+use super::machine::{Emulator, Machine, Prepared, parse_version};
 use crate::error::Error;
 use crate::parts::tool::BOCHS;
 

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::{Emulator, Machine, Prepared, parse_version};
+use super::machine::{Emulator, Machine, Prepared, parse_version};
 use crate::error::Error;
 use crate::parts::tool::{self, QEMU};
 
@@ -110,7 +110,7 @@ fn quoted(path: &Path) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::emulator::Vendor;
+    use crate::emulator::machine::Vendor;
 
     #[test]
     fn arguments_follow_the_machine() {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 
+use super::machine::parse_version;
 use super::*;
 
 /// What a fake emulator wrote to its stdin, stderr and console is handled as the real one's.

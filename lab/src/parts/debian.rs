@@ -17,9 +17,9 @@ use crate::parts::tool::{self, APT_CACHE, DPKG_DEB, FAKEROOT, MKE2FS};
 /// What is installed, besides all that this needs. Without `usr-is-merged`, a Perl is drawn in to merge `/usr`.
 const PACKAGES: [&str; 5] = ["?essential", "usr-is-merged", "systemd-sysv", "udev", "dbus"];
 /// What is installed without what it needs: only a script of it wants Perl.
-const ALONE: &str = "cpuid";
+const WITHOUT_DEPENDENCIES: &str = "cpuid";
 /// The packages whose versions tell one Debian from another: those of its point releases, and its first process.
-const IDENTITY: [&str; 2] = ["base-files", "systemd"];
+const VERSION_PACKAGES: [&str; 2] = ["base-files", "systemd"];
 /// The script that makes the image.
 const UNPACK: &str = include_str!("debian/unpack.sh");
 /// The image's name in its entry of the cache.
@@ -29,12 +29,13 @@ const NEEDED: u64 = 300 << 20;
 
 /// The image of the disk, made if there is none yet.
 pub fn disk(cache: &Cache) -> Result<PathBuf, Error> {
-    let versions = versions(&tool::output_of_query(APT_CACHE.command()?.arg("policy").args(IDENTITY))?);
+    let versions =
+        versions(&tool::output_of_query(APT_CACHE.command()?.arg("policy").args(VERSION_PACKAGES))?);
     let key =
         Key::new("disk with Debian: 1").text(UNPACK).text(&versions).text(&PACKAGES.join(" ")).needs(NEEDED);
     let entry = cache.entry("debian", key, make)?;
     let disk = entry.join(DISK);
-    match is_whole(&disk) {
+    match is_intact(&disk) {
         true => Ok(disk),
         false => Err(Error::CacheDamaged { path: entry }),
     }
@@ -56,7 +57,7 @@ fn make(directory: &Path) -> Result<(), Error> {
     let apt = Apt::of_machine(&work)?;
     let what = "the packages of a Debian system";
     // The one first, so that a dead network is known at once, and not after trying each of a hundred.
-    apt.get(&["download", ALONE], what)?;
+    apt.get(&["download", WITHOUT_DEPENDENCIES], what)?;
     apt.get(&[&["-d", "install"], &PACKAGES[..]].concat(), what)?;
     fs::write(&script, UNPACK).map_err(Error::io("write", &script))?;
     tool::output(
@@ -66,7 +67,7 @@ fn make(directory: &Path) -> Result<(), Error> {
 }
 
 /// Whether a file is an ext4 file system with nothing cut off.
-fn is_whole(disk: &Path) -> bool {
+fn is_intact(disk: &Path) -> bool {
     /// Offsets in the file of the superblock's fields.
     const BLOCKS: usize = 0x404;
     const LOG_BLOCK_SIZE: usize = 0x418;
@@ -96,16 +97,16 @@ mod tests {
     fn a_damaged_disk_is_found_out() {
         let directory = tempfile::tempdir().unwrap();
         let disk = directory.path().join("disk");
-        assert!(!is_whole(&disk));
+        assert!(!is_intact(&disk));
         fs::write(&disk, vec![0; 1 << 20]).unwrap();
-        assert!(!is_whole(&disk));
+        assert!(!is_intact(&disk));
         let Ok(mut mke2fs) = MKE2FS.command() else {
             println!("skipped: mke2fs is not installed");
             return;
         };
         tool::output(mke2fs.args(["-q", "-F", "-t", "ext4"]).arg(&disk)).unwrap();
-        assert!(is_whole(&disk));
+        assert!(is_intact(&disk));
         File::options().write(true).open(&disk).unwrap().set_len(1 << 19).unwrap();
-        assert!(!is_whole(&disk));
+        assert!(!is_intact(&disk));
     }
 }

@@ -202,7 +202,7 @@ impl Lab {
     }
 
     /// Boots a machine, does the steps, and gives back its events. Our module is not loaded unless a step
-    /// does it. A step that fails and an alarm in the kernel's log are errors.
+    /// does it. A step that fails and a warning in the kernel's log are errors.
     pub fn run(&self, setup: &Setup, steps: Vec<Step>, progress: &mut Progress) -> Result<Vec<Event>, Error> {
         progress.phase("packs the emulated machine");
         // A file without a name, which the emulator opens as ours: nothing is left behind, whatever happens.
@@ -244,8 +244,8 @@ impl Lab {
                     progress.phase(text);
                 }
                 Event::Failed { message } => return Err(Error::StepFailed { message, log: log.clone() }),
-                Event::Done { alarms, .. } if !alarms.is_empty() => {
-                    return Err(Error::Alarms { lines: alarms, log: log.clone() });
+                Event::Done { warnings, .. } if !warnings.is_empty() => {
+                    return Err(Error::KernelWarnings { lines: warnings, log: log.clone() });
                 }
                 Event::Done { .. } => {
                     // All is told; what the machine does to power off is of no interest.

@@ -1,11 +1,11 @@
-//! When vCPU threads may go on: in what order they start, where they wait for each other, when to stop.
+//! Synchronizes the vCPU threads of a VM: the order in which they start, a barrier, and the flag by which they stop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// One gate for all vCPU threads of a VM.
+/// Shared by all vCPU threads of a VM.
 #[derive(Debug)]
-pub struct Gate {
+pub struct VcpuSync {
     stopped: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -19,8 +19,8 @@ struct State {
     missing: Vec<bool>,
 }
 
-impl Gate {
-    /// A gate for `vcpus` threads: all may start at once, or one after the other.
+impl VcpuSync {
+    /// For `vcpus` threads: all may start at once, or one after the other.
     pub fn new(vcpus: u32, one_by_one: bool) -> Self {
         let may_start = if one_by_one { 1 } else { vcpus };
         let missing = vec![true; vcpus as usize];
@@ -44,19 +44,19 @@ impl Gate {
     }
 
     /// Waits until vCPU `id` may start, or all shall stop.
-    pub fn wait_for_turn(&self, id: u32) {
+    pub fn wait_to_start(&self, id: u32) {
         self.wait_while(self.lock(), |state| state.may_start <= id);
     }
 
     /// vCPU `id` has reached the VMM for the first time: its successor may start.
-    pub fn pass_turn(&self, id: u32) {
+    pub fn let_next_start(&self, id: u32) {
         let mut state = self.lock();
         state.may_start = state.may_start.max(id + 2);
         self.changed.notify_all();
     }
 
     /// Waits until every vCPU is at the barrier or has ended, or all shall stop.
-    pub fn wait_for_all(&self, id: u32) {
+    pub fn barrier(&self, id: u32) {
         let state = self.mark(id);
         self.wait_while(state, |state| state.missing.contains(&true));
     }
@@ -64,7 +64,7 @@ impl Gate {
     /// vCPU `id` has ended: nobody waits for it any longer.
     pub fn leave(&self, id: u32) {
         drop(self.mark(id));
-        self.pass_turn(id);
+        self.let_next_start(id);
     }
 
     fn mark(&self, id: u32) -> MutexGuard<'_, State> {
@@ -92,15 +92,15 @@ mod tests {
 
     #[test]
     fn threads_start_in_order_and_meet_at_the_barrier() {
-        let (gate, started) = (Gate::new(3, true), AtomicU32::new(0));
+        let (sync, started) = (VcpuSync::new(3, true), AtomicU32::new(0));
         thread::scope(|scope| {
             for id in [2, 1, 0] {
-                let (gate, started) = (&gate, &started);
+                let (sync, started) = (&sync, &started);
                 scope.spawn(move || {
-                    gate.wait_for_turn(id);
+                    sync.wait_to_start(id);
                     assert_eq!(started.fetch_add(1, Ordering::SeqCst), id);
-                    gate.pass_turn(id);
-                    gate.wait_for_all(id);
+                    sync.let_next_start(id);
+                    sync.barrier(id);
                     assert_eq!(started.load(Ordering::SeqCst), 3);
                 });
             }
@@ -109,20 +109,20 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_the_dead() {
-        let gate = Gate::new(2, true);
-        gate.leave(0);
-        gate.wait_for_turn(1);
-        gate.wait_for_all(1);
+        let sync = VcpuSync::new(2, true);
+        sync.leave(0);
+        sync.wait_to_start(1);
+        sync.barrier(1);
     }
 
     #[test]
     fn stop_wakes_whoever_waits() {
-        let gate = Gate::new(2, true);
+        let sync = VcpuSync::new(2, true);
         thread::scope(|scope| {
-            scope.spawn(|| gate.wait_for_turn(1));
-            scope.spawn(|| gate.wait_for_all(0));
-            gate.stop();
+            scope.spawn(|| sync.wait_to_start(1));
+            scope.spawn(|| sync.barrier(0));
+            sync.stop();
         });
-        assert!(gate.is_stopped());
+        assert!(sync.is_stopped());
     }
 }
