@@ -97,7 +97,7 @@ pub fn wait(
     stop: &Stop,
     mut meanwhile: impl FnMut(),
 ) -> Wake {
-    const PAUSE: Duration = Duration::from_millis(250);
+    const PAUSE: Duration = Duration::from_millis(50);
     let mut passed_on = false;
     loop {
         if stop.is_asked_for() && running.is_none() {

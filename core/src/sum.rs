@@ -32,10 +32,17 @@ impl Sum {
         self.polled = self.polled.wrapping_add(counters.polled.load(Relaxed));
         self.halted = self.halted.wrapping_add(counters.halted.load(Relaxed));
         fence(Acquire);
-        self.exits = self.exits.wrapping_add(counters.exits.load(Relaxed));
-        self.cycles = self.cycles.wrapping_add(counters.cycles.load(Relaxed));
+        self.add_counts(counters);
         self.min = self.min.min(counters.min.load(Relaxed));
         self.max = self.max.max(counters.max.load(Relaxed));
+    }
+
+    /// Adds the exits and the cycles of one account, and nothing else of it: all that a question for several reasons
+    /// wants ([`exitscope_abi::leaf::Reasons::All`]), which reads the accounts of all vCPUs with interrupts off.
+    #[inline]
+    pub fn add_counts(&mut self, counters: &Counters) {
+        self.exits = self.exits.wrapping_add(counters.exits.load(Relaxed));
+        self.cycles = self.cycles.wrapping_add(counters.cycles.load(Relaxed));
     }
 
     /// Adds exits of which nothing else is known.

@@ -36,7 +36,7 @@ fn adds_few_instructions(vendor: Vendor) {
     // A question costs who asks it, more so the more vCPUs its VM has, but not for other VMs.
     let asked: Vec<f64> = costs("module", "leaf").map(|cost| cost.added).collect();
     let [one, eight, among_others] = asked[..] else { panic!("{asked:?}") };
-    // Each reason that a VM has shown is some 23 instructions more. Two of them are chance: whether the timer interrupts
+    // Each reason that a VM has shown is some 14 instructions more. Two of them are chance: whether the timer interrupts
     // it, and whether its first page is mapped yet.
     assert!(eight > one && (among_others - one).abs() <= 50.0, "{asked:?}");
 }

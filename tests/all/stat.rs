@@ -179,7 +179,8 @@ fn agrees_with_all_others(transcript: &Transcript, vendor: Vendor) {
     assert_eq!(document["schema"], "exitscope-stat/1");
     assert_eq!((&document["source"], &document["emulated"]), (&"module".into(), &true.into()));
     assert_eq!(document["quality"]["lost"], 0);
-    assert_eq!(document["vms"][0]["name"], "whole");
+    // A VM may be gone before anyone asks for its name; that of longer ones is asked for below.
+    assert!([Value::Null, "whole".into()].contains(&document["vms"][0]["name"]), "{document}");
     for reason in document["reasons"].as_array().unwrap() {
         let ns = |part: &str| reason["ns"][part].as_u64().unwrap();
         let all = ["kernel", "user", "polled", "halted"].map(ns).iter().sum::<u64>();

@@ -157,20 +157,21 @@ impl Slot {
 
     /// Adds what it has of these reasons.
     pub fn add_to(&self, sum: &mut Sum, isa: Isa, reasons: Reasons) {
-        let mut add = |place| {
+        let add_counts = |place| {
             if let Some(counters) = self.get(place) {
-                sum.add(counters);
+                sum.add_counts(counters);
             }
         };
         match reasons {
             Reasons::None => {}
-            Reasons::All => self.owned().for_each(add),
+            Reasons::All => self.owned().for_each(add_counts),
             Reasons::One(code) => {
-                if let Some(place) = isa.dense_nospec(code).filter(|&place| self.owns(place)) {
-                    add(place);
+                let place = isa.dense_nospec(code).filter(|&place| self.owns(place));
+                if let Some(counters) = place.and_then(|place| self.get(place)) {
+                    sum.add(counters);
                 }
             }
-            Reasons::Undefined => self.owned().filter(|&place| place >= MAX_REASONS).for_each(add),
+            Reasons::Undefined => self.owned().filter(|&place| place >= MAX_REASONS).for_each(add_counts),
         }
     }
 }
