@@ -43,6 +43,12 @@ pub struct Args {
     /// Print values separated by this, with a line of headings
     #[arg(short = 'x', long = "field-separator", value_name = "SEP")]
     separator: Option<String>,
+    /// As -I, in seconds
+    #[arg(value_name = "INTERVAL", conflicts_with_all = ["interval", "repeat"], value_parser = seconds)]
+    every: Option<Duration>,
+    /// As --count
+    #[arg(value_name = "COUNT", conflicts_with = "count")]
+    times: Option<u64>,
     /// Watch while this runs; its exit status is passed on
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -54,10 +60,20 @@ fn seconds(text: &str) -> Result<Duration, String> {
     if duration.is_zero() { Err("nothing happens in 0 s".into()) } else { Ok(duration) }
 }
 
+impl Args {
+    /// The length of an interval, in interval mode.
+    fn step(&self) -> Option<Duration> {
+        self.interval.map(Duration::from_millis).or(self.every)
+    }
+}
+
 /// Watches and prints.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.repeat > 1 && args.command.is_empty() && args.duration.is_none() {
         bail!(Usage("-r wants a command to run, or --duration".into()));
+    }
+    if args.step().is_some_and(|step| step < Duration::from_millis(10)) {
+        bail!(Usage("an interval has 10 ms at least".into()));
     }
     if args.separator.as_deref() == Some("") {
         bail!(Usage("-x wants a separator, such as -x,".into()));
@@ -115,7 +131,7 @@ impl Watch<'_> {
             if let Some(running) = running {
                 code = running.finish()?;
             }
-            if self.args.interval.is_none() {
+            if self.args.step().is_none() {
                 let times = self.cpu.since(&cpu);
                 runs.push((Interval::between(&before, &after), times));
             }
@@ -155,7 +171,8 @@ impl Watch<'_> {
     fn watch(&mut self, running: Option<&Running>, before: &Snapshot) -> anyhow::Result<Snapshot> {
         let start = Instant::now();
         let end = self.args.duration.and_then(|duration| start.checked_add(duration));
-        let step = self.args.interval.map(Duration::from_millis);
+        let step = self.args.step();
+        let count = self.args.count.or(self.args.times);
         let mut earlier = before.clone();
         let mut number = 0_u64;
         loop {
@@ -163,7 +180,7 @@ impl Watch<'_> {
             let until = [step.and_then(|step| next(start, step)), end].into_iter().flatten().min();
             let Self { names, source, stop, .. } = self;
             let mut wake = wait(running, until, stop, || names.update(source.live_vms()));
-            if wake == Wake::Time && (until == end || self.args.count == Some(number)) {
+            if wake == Wake::Time && (until == end || count == Some(number)) {
                 // With a command, a duration ends the watching, not the command.
                 wake = Wake::Over;
             }
