@@ -26,6 +26,9 @@
 #include "exitscope.h"
 #include "shim.h"
 
+/* Built by make MISCOUNT=1, for self-tests to detect. */
+#define COUNTS_WRONGLY IS_ENABLED(EXITSCOPE_MISCOUNTS)
+
 /* As abi/src/region.rs has it. */
 #define EXITSCOPE_MAX_PAGES 16384
 
@@ -506,6 +509,8 @@ static int __init exitscope_init(void)
 
 	if (err)
 		return err;
+	if (COUNTS_WRONGLY)
+		pr_warn("this build counts wrongly, on purpose: it is for self-tests only\n");
 	err = add_probes();
 	if (err)
 		goto stop;
@@ -537,4 +542,8 @@ module_init(exitscope_init);
 module_exit(exitscope_exit);
 MODULE_LICENSE("GPL");
 MODULE_DESCRIPTION("Counts and times every KVM exit, per VM, vCPU and reason, and answers the guest's CPUID");
+#ifdef EXITSCOPE_MISCOUNTS
+MODULE_VERSION("0.1.0-miscount");
+#else
 MODULE_VERSION("0.1.0");
+#endif

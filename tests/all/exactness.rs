@@ -2,9 +2,11 @@
 
 use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::job::Step;
+use exitscope_lab::job::{Insert, Step};
+use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{
-    Transcript, exits, exits_by_code, flat, guests, insert, machine, machine_of, remove, sums_are_totals,
+    Transcript, console, exits, exits_by_code, flat, guests, insert, lab, machine, machine_of, machine_with,
+    remove, sums_are_totals,
 };
 
 const EXITS: u64 = 100_000;
@@ -60,6 +62,27 @@ pub fn check(transcript: &Transcript, vendor: Vendor, count: u64) {
     assert_eq!(vms.len(), 2 * Workload::on(vendor.isa()).count());
     sums_are_totals(vms);
     assert_eq!(exits_by_code(vms), transcript.kernel_histogram("exactness"));
+}
+
+/// What the other tests here prove, they could fail to prove.
+#[test]
+fn a_module_that_counts_wrongly_is_found_out() {
+    const PATH: &str = "/miscount.ko";
+    let lab = lab(Vendor::Amd);
+    let files = vec![(PATH.into(), lab.miscounting_module().unwrap())];
+    let steps = vec![
+        Step::StartHistogram,
+        Step::Insert(Insert { path: PATH.into(), parameters: String::new() }),
+        guests(vec![flat("wrong", "rdmsr", EXITS, 1)]),
+        Step::Snapshot { label: "end".into() },
+        Step::ReadHistogram { label: "end".into() },
+        remove(),
+    ];
+    let transcript = machine_with(Vendor::Amd, Setup { name: "miscount".into(), files, ..Setup::default() }, steps);
+    let counted: u64 = exits_by_code(transcript.snapshot("end")).values().sum();
+    let witnessed: u64 = transcript.kernel_histogram("end").values().sum();
+    assert_eq!(counted, witnessed - witnessed / 1_000);
+    assert!(console(Vendor::Amd, "miscount").contains("this build counts wrongly"));
 }
 
 #[test]

@@ -7,9 +7,12 @@
 #![no_std]
 
 mod cells;
+mod clock;
 mod control;
 mod facts;
 mod ffi;
+#[cfg(exitscope_miscount)]
+mod miscount;
 mod probe;
 mod registry;
 mod setting;

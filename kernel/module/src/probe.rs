@@ -12,12 +12,13 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
 use exitscope_abi::reason::Isa;
+use exitscope_abi::region::Counters;
 use exitscope_core::{EntryKind, Setting, Table, answer};
 
-use crate::ffi::{self, HaltStats};
+use crate::clock::{CpuidQuery, Halt};
 use crate::registry::{WholeHost, counters, enroll, find, find_locked};
-use crate::setting;
 use crate::slot::{OwnVm, Slot};
+use crate::{ffi, setting};
 
 /// VMCS field "exit reason" (SDM vol. 3 appendix B).
 const VMCS_EXIT_REASON: u64 = 0x4402;
@@ -30,24 +31,6 @@ mod gpr {
     pub const RCX: usize = 1;
     pub const RDX: usize = 2;
     pub const RBX: usize = 3;
-}
-
-/// A CPUID of one of our leaves, pending from its exit to the next entry.
-#[derive(Clone, Copy, Debug)]
-pub struct CpuidQuery {
-    isa: Isa,
-    leaf: u32,
-    sub_leaf: u32,
-    /// RIP of the instruction.
-    rip: u64,
-}
-
-/// A halt of a vCPU that has begun, or other blocking.
-#[derive(Clone, Copy, Debug)]
-pub struct Halt {
-    since: u64,
-    /// KVM's statistics at its start, where KVM times it itself; `None` for other blocking.
-    before: Option<HaltStats>,
 }
 
 /// A vCPU has left the guest, on a CPU with SVM.
@@ -105,9 +88,21 @@ unsafe fn on_exit(vcpu: *mut c_void, isa: Isa) {
 #[inline(always)]
 unsafe fn count(slot: &'static Slot, vcpu: *mut c_void, place: usize) -> bool {
     let Some(counters) = slot.get(place).filter(|_| slot.is_of(vcpu)) else { return false };
+    // SAFETY: as this function's.
+    unsafe { record_exit(slot, counters) };
+    true
+}
+
+/// Counts an exit on the counters of its reason, and opens it.
+///
+/// # Safety
+/// As the tracepoint's functions; the slot is the vCPU's.
+#[inline(always)]
+unsafe fn record_exit(slot: &Slot, counters: &'static Counters) {
     // SAFETY: this is the handler of the vCPU's event. RDTSC is always there.
     unsafe { slot.clock().timer.exit(counters, _rdtsc()) };
-    true
+    #[cfg(exitscope_miscount)]
+    crate::miscount::uncount(counters);
 }
 
 /// The slow path of an exit: the vCPU's first, its first for this reason, its first on this CPU, or one of our leaves.
@@ -123,7 +118,7 @@ unsafe fn on_exit_slow(vcpu: *mut c_void, isa: Isa) {
     let Some(counters) = counters(slot, isa, code) else { return };
     // SAFETY: this is the handler of the vCPU's event; the vCPU is alive.
     unsafe {
-        slot.clock().timer.exit(counters, _rdtsc());
+        record_exit(slot, counters);
         if code == isa.cpuid() && may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
             note_query(slot, vcpu, isa);
         }
@@ -162,8 +157,8 @@ unsafe fn on_entry_slow(vcpu: *mut c_void) {
     set_current(slot);
     // SAFETY: the slot is the vCPU's, and this is the handler of its event; the vCPU is alive.
     unsafe {
-        end_halt(slot, vcpu, now);
         let clock = slot.clock();
+        clock.end_halt(now, || ffi::exitscope_vcpu_halt_stats(vcpu));
         // A query belongs to the exit that it split.
         let query = clock.query.take().filter(|_| clock.timer.is_split());
         let kind = clock.timer.entry_slow(now);
@@ -202,9 +197,10 @@ pub unsafe extern "C" fn exitscope_on_return(vcpu: *mut c_void) {
     // SAFETY: the vCPU's thread is here, so this is the only handler of its events. RDTSC is always there.
     unsafe {
         let now = _rdtsc();
-        end_halt(slot, vcpu, now);
-        slot.clock().split();
-        slot.clock().timer.exit_to_user(now);
+        let clock = slot.clock();
+        clock.end_halt(now, || ffi::exitscope_vcpu_halt_stats(vcpu));
+        clock.split();
+        clock.timer.exit_to_user(now);
     }
 }
 
@@ -241,30 +237,6 @@ unsafe fn begin_halt(vcpu: *mut c_void, halts: bool) {
         let before = if halts { Some(ffi::exitscope_vcpu_halt_stats(vcpu)) } else { None };
         clock.halt.get_or_insert(Halt { since: _rdtsc(), before });
     }
-}
-
-/// Adds a halt that has begun to the open exit.
-///
-/// # Safety
-/// The slot is the vCPU's, which is alive, and this is the handler of its event.
-unsafe fn end_halt(slot: &Slot, vcpu: *mut c_void, now: u64) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let clock = slot.clock();
-        let Some(Halt { since, before }) = clock.halt.take() else { return };
-        let Some(before) = before else { return clock.timer.halt(0, now.saturating_sub(since)) };
-        let after = ffi::exitscope_vcpu_halt_stats(vcpu);
-        let polled = ticks(after.polled.saturating_sub(before.polled));
-        clock.timer.halt(polled, ticks(after.waited.saturating_sub(before.waited)));
-    }
-}
-
-/// Ticks of the time stamp counter in so many ns.
-pub fn ticks(ns: u64) -> u64 {
-    const NS_IN_MS: u64 = 1_000_000;
-    // SAFETY: asks for a kernel variable.
-    let khz = u64::from(unsafe { ffi::exitscope_tsc_khz() });
-    (ns / NS_IN_MS).wrapping_mul(khz).wrapping_add(ns % NS_IN_MS * khz / NS_IN_MS)
 }
 
 /// The slot of the vCPU that this CPU entered last: a hint, to be checked with [`Slot::is_of`].

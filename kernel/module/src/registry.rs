@@ -18,8 +18,8 @@ use exitscope_abi::region::{Counters, EXPOSE_AS_MODULE, kind, state};
 use exitscope_core::{Accounts, Place, Sum, Table, absorb, copy, locate};
 
 use crate::cells::{self, Pool};
+use crate::clock::ticks;
 use crate::ffi;
-use crate::probe::ticks;
 use crate::slot::{OVERFLOW, Slot, Vm, VmLocked};
 
 /// Finished vCPUs whose numbers are kept.

@@ -10,10 +10,10 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 use exitscope_abi::leaf::{Expose, Reasons, Scope};
 use exitscope_abi::reason::{Isa, MAX_REASONS};
 use exitscope_abi::region::{Counters, VcpuCell};
-use exitscope_core::{Accounts, SLOTS, Sum, Table, Timer};
+use exitscope_core::{Accounts, SLOTS, Sum, Table};
 
 use crate::cells::{self, Number};
-use crate::probe::{CpuidQuery, Halt};
+use crate::clock::Clock;
 use crate::setting;
 
 /// Accounts that a vCPU can have: one for each place in its table, and the overflow counters.
@@ -44,32 +44,6 @@ pub struct Slot {
     pub baselines: [AtomicU32; ACCOUNTS],
     /// The next in the list of all allocated slots.
     pub next_allocated: AtomicPtr<Slot>,
-}
-
-/// State that belongs to the handlers of a vCPU's own events, of which one runs at a time.
-pub struct Clock {
-    pub timer: Timer<'static>,
-    /// The query of one of our leaves that is pending.
-    pub query: Option<CpuidQuery>,
-    /// The halt, or other blocking, that has begun.
-    pub halt: Option<Halt>,
-}
-
-/// What a timer refers to before its first exit; never written.
-static UNUSED_COUNTERS: Counters = Counters::new();
-
-impl Clock {
-    const fn new() -> Self {
-        Self { timer: Timer::new(&UNUSED_COUNTERS), query: None, halt: None }
-    }
-
-    /// Splits the open exit. A query that was pending until now belongs to an earlier exit, and is dropped.
-    pub fn split(&mut self) {
-        if !self.timer.is_split() {
-            self.timer.split();
-            self.query = None;
-        }
-    }
 }
 
 // SAFETY: the clock is touched only by the CPU that handles the vCPU's events, or under the lock while the slot has no

@@ -149,7 +149,7 @@ impl Lab {
         let guest_image = vmlinux::boot_image(&guest_kernel, &cache)?;
         let guest_modules = modules::collect(&guest_kernel, &GUEST_MODULES_NEEDED, &cache)?;
         progress.phase("builds the kernel module");
-        let exitscope = build_module(&kernel)?;
+        let exitscope = build_module(&kernel, Counts::Rightly)?;
         Ok(Self {
             vendor,
             kernel,
@@ -182,6 +182,12 @@ impl Lab {
     /// What is booted: the kernel proper, or the bzImage.
     pub fn boot_image(&self) -> &Path {
         &self.boot_image
+    }
+
+    /// Builds our module so that it counts wrongly, for a test to detect; its file, which goes into a machine by
+    /// [`Setup::files`].
+    pub fn miscounting_module(&self) -> Result<PathBuf, Error> {
+        build_module(&self.kernel, Counts::Wrongly)
     }
 
     /// The file of one of the kernel's modules that machines load.
@@ -301,10 +307,18 @@ fn insert(directory: &str, module: &str, paging: Paging) -> Insert {
     Insert { path: format!("{directory}/{module}.ko"), parameters: paging.parameters(module).into() }
 }
 
+/// Which of our module's builds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counts {
+    Rightly,
+    /// That of `make MISCOUNT=1`, which the Makefile puts into a directory of its own.
+    Wrongly,
+}
+
 /// Builds the kernel module if its sources are newer, and gives back its file.
-fn build_module(kernel: &Kernel) -> Result<PathBuf, Error> {
+fn build_module(kernel: &Kernel, counts: Counts) -> Result<PathBuf, Error> {
     let sources = sources()?;
-    let out = sources.join("target/module").join(&kernel.release);
+    let mut out = sources.join("target/module").join(&kernel.release);
     let mut command = Command::new(MAKE.find()?);
     command.arg("-C").arg(sources.join("kernel/module"));
     command.arg(format!("KDIR={}", kernel.build.display())).arg(format!("OUT={}", out.display()));
@@ -315,6 +329,10 @@ fn build_module(kernel: &Kernel) -> Result<PathBuf, Error> {
     }
     // A make above us would hand down its flags and variables.
     command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
+    if counts == Counts::Wrongly {
+        command.arg("MISCOUNT=1");
+        out = sources.join("target/module").join(format!("{}-miscount", kernel.release));
+    }
     tool::output(&mut command)?;
     Ok(out.join("exitscope.ko"))
 }
