@@ -8,6 +8,7 @@ pub mod compare;
 pub mod document;
 pub mod interval;
 pub mod select;
+pub mod selftest;
 pub mod snapshot;
 pub mod stat;
 pub mod tally;

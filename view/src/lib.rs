@@ -4,6 +4,7 @@
 pub mod caps;
 pub mod compare;
 pub mod course;
+pub mod selftest;
 pub mod stat;
 pub mod text;
 pub mod units;
