@@ -78,7 +78,8 @@ fn a_module_that_counts_wrongly_is_found_out() {
         Step::ReadHistogram { label: "end".into() },
         remove(),
     ];
-    let transcript = machine_with(Vendor::Amd, Setup { name: "miscount".into(), files, ..Setup::default() }, steps);
+    let transcript =
+        machine_with(Vendor::Amd, Setup { name: "miscount".into(), files, ..Setup::default() }, steps);
     let counted: u64 = exits_by_code(transcript.snapshot("end")).values().sum();
     let witnessed: u64 = transcript.kernel_histogram("end").values().sum();
     assert_eq!(counted, witnessed - witnessed / 1_000);

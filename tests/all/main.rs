@@ -17,4 +17,5 @@ mod nested;
 mod package;
 mod paging;
 mod policy;
+mod selftest;
 mod smp;
