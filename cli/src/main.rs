@@ -9,6 +9,7 @@ mod lab;
 mod module;
 mod output;
 mod select;
+mod selftest;
 mod stat;
 mod vmm;
 mod workload;
@@ -42,6 +43,8 @@ enum Command {
     /// What the kernel module on this machine has counted; a policy for one VM, a reset
     #[command(subcommand)]
     Module(module::Command),
+    /// Prove on this machine that every exit is counted, and measure what that costs
+    Selftest(selftest::Args),
     /// The exits of this host's VMs: while a command runs, for a time, or until Ctrl-C
     Stat(stat::Args),
     /// Run a small VM on /dev/kvm: a Linux kernel, or a workload of exits of one kind
@@ -71,6 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Guest(args) => return guest::run(&args),
         Command::Lab(command) => lab::run(command)?,
         Command::Module(command) => module::run(&command)?,
+        Command::Selftest(args) => return selftest::run(&args),
         Command::Stat(args) => return stat::run(&args),
         Command::Vmm(args) => vmm::run(args)?,
     }

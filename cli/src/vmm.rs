@@ -24,7 +24,7 @@ pub struct Args {
     /// Its command line
     #[arg(long, default_value = LINUX_CMDLINE)]
     cmdline: String,
-    /// Workload to run instead: cpuid, leaf, rdmsr, wrmsr, pio, pio-in, mmio, hlt, hypercall, or on AMD nested; several,
+    /// Workload to run instead: cpuid, leaf, leaves, rdmsr, wrmsr, pio, pio-in, mmio, hlt, hypercall, or on AMD nested; several,
     /// separated by commas, are those of the first vCPU, the second, and so on
     #[arg(long, value_delimiter = ',')]
     workload: Vec<String>,
@@ -49,6 +49,12 @@ pub struct Args {
     /// Keep the VM when its guest has ended, until stdin is closed
     #[arg(long)]
     linger: bool,
+    /// Sleep so many µs when the guest writes to port 0x80, as workload pio does
+    #[arg(long, value_name = "US", default_value_t = 0)]
+    port_delay_us: u64,
+    /// Have the kernel halt the vCPUs of a workload, and end halts once in so many µs
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "kernel")]
+    halt_us: Option<u64>,
     /// What the VM is called, which tools read from this command line
     #[arg(long)]
     name: Option<String>,
@@ -65,6 +71,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         vcpus: args.vcpus,
         payload,
         timeout: args.timeout.map(Duration::from_secs),
+        port_delay: Duration::from_micros(args.port_delay_us),
+        halt: args.halt_us.map(Duration::from_micros),
         ..Config::default()
     };
     let (outcome, done) = exitscope_vmm::run(&config, io::stdout(), |outcome| {
@@ -111,7 +119,7 @@ fn works(names: &[String], iterations: &[u64]) -> anyhow::Result<Vec<FlatWork>> 
 }
 
 /// The instruction set that KVM runs guests with here.
-fn isa() -> anyhow::Result<Isa> {
+pub fn isa() -> anyhow::Result<Isa> {
     let info = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
     let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     let has = |flag: &str| flags.split_whitespace().any(|word| word == flag);

@@ -6,6 +6,7 @@
 //! arrive when they like).
 
 use core::arch::global_asm;
+use exitscope_abi::leaf::Registers;
 use exitscope_abi::{flat, reason::Isa};
 
 /// A flat guest that causes VM exits of its kind in a tight loop.
@@ -15,6 +16,9 @@ pub enum Workload {
     Cpuid,
     /// CPUID of exitscope's leaf 0x4FFFFFF1: answered by the module, if it is there.
     Leaf,
+    /// CPUID of exitscope's leaf 0x4FFFFFF0, after each of the sixteen leaves has been asked once and its answer reported:
+    /// EAX and EBX, then ECX and EDX, as [`leaf_answers`] reads them. The sub-leaf is CPUID's own exit reason.
+    Leaves,
     /// RDMSR of IA32_APIC_BASE (0x1B): emulated in the kernel.
     Rdmsr,
     /// WRMSR of IA32_APIC_BASE with the value it already has: emulated in the kernel.
@@ -40,9 +44,10 @@ pub enum Workload {
 
 impl Workload {
     /// Every workload, in the order in which they are listed to users; see [`Workload::on`].
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Cpuid,
         Self::Leaf,
+        Self::Leaves,
         Self::Rdmsr,
         Self::Wrmsr,
         Self::Pio,
@@ -64,6 +69,7 @@ impl Workload {
         match self {
             Self::Cpuid => "cpuid",
             Self::Leaf => "leaf",
+            Self::Leaves => "leaves",
             Self::Rdmsr => "rdmsr",
             Self::Wrmsr => "wrmsr",
             Self::Pio => "pio",
@@ -81,13 +87,15 @@ impl Workload {
         Self::ALL.into_iter().find(|workload| workload.name() == name)
     }
 
-    /// The machine code, if there is one for this instruction set. Only the hypercall instruction differs between
-    /// vendors that both have it.
+    /// The machine code, if there is one for this instruction set. Between vendors that both have it only the
+    /// hypercall instruction differs, and the exit reason that is asked for.
     #[must_use]
     pub fn image(self, isa: Isa) -> Option<&'static [u8]> {
         Some(match (self, isa) {
             (Self::Cpuid, _) => cpuid::image(),
             (Self::Leaf, _) => leaf::image(),
+            (Self::Leaves, Isa::Vmx) => leaves_vmx::image(),
+            (Self::Leaves, Isa::Svm) => leaves_svm::image(),
             (Self::Rdmsr, _) => rdmsr::image(),
             (Self::Wrmsr, _) => wrmsr::image(),
             (Self::Pio, _) => pio::image(),
@@ -109,7 +117,7 @@ impl Workload {
     #[must_use]
     pub fn exit_codes(self, isa: Isa) -> &'static [u32] {
         let (vmx, svm): (&[u32], &[u32]) = match self {
-            Self::Cpuid | Self::Leaf => (&[10], &[0x72]),
+            Self::Cpuid | Self::Leaf | Self::Leaves => (&[10], &[0x72]),
             Self::Rdmsr => (&[31], &[0x7c]),
             Self::Wrmsr => (&[32], &[0x7c]),
             Self::Pio | Self::PioIn => (&[30], &[0x7b]),
@@ -124,6 +132,23 @@ impl Workload {
         }
     }
 }
+
+/// The answers of the leaves from 0x4FFFFFF0 to 0x4FFFFFFF that [`Workload::Leaves`] has reported, in order.
+#[must_use]
+pub fn leaf_answers(reports: &[u64]) -> Vec<Registers> {
+    let low_high = |word: u64| (word as u32, (word >> 32) as u32);
+    let answer = |pair: &[u64]| match pair {
+        &[first, second] => {
+            let ((eax, ebx), (ecx, edx)) = (low_high(first), low_high(second));
+            Some(Registers { eax, ebx, ecx, edx })
+        }
+        _ => None,
+    };
+    reports.chunks(2).filter_map(answer).take(LEAVES).collect()
+}
+
+/// How many leaves [`Workload::Leaves`] asks.
+pub const LEAVES: usize = 16;
 
 /// Defines a module whose `image()` is the flat guest with the given instructions.
 ///
@@ -226,6 +251,34 @@ macro_rules! flat_image {
 
 flat_image!(cpuid, "CPUID of leaf 0.", once: "", batch: "", each: "xor eax, eax\n cpuid");
 flat_image!(leaf, "CPUID of leaf 0x4FFFFFF1.", once: "", batch: "", each: "mov eax, 0x4ffffff1\n cpuid");
+/// Asks each leaf from 0x4FFFFFF0 to 0x4FFFFFFF with this sub-leaf, and reports the answers.
+macro_rules! ask_all_leaves {
+    ($sub_leaf:literal) => {
+        concat!(
+            "mov r14d, 0x4ffffff0\n",
+            "10: mov eax, r14d\n mov ecx, ",
+            $sub_leaf,
+            "\n cpuid\n mov r15d, edx\n",
+            "mov edx, {report}\n out dx, eax\n mov eax, ebx\n out dx, eax\n",
+            "mov eax, ecx\n out dx, eax\n mov eax, r15d\n out dx, eax\n",
+            "inc r14d\n cmp r14d, 0x50000000\n jne 10b\n",
+        )
+    };
+}
+flat_image!(
+    leaves_vmx,
+    "CPUID of leaf 0x4FFFFFF0, and first of all sixteen, on VMX.",
+    once: ask_all_leaves!("10"),
+    batch: "",
+    each: "mov eax, 0x4ffffff0\n cpuid"
+);
+flat_image!(
+    leaves_svm,
+    "CPUID of leaf 0x4FFFFFF0, and first of all sixteen, on SVM.",
+    once: ask_all_leaves!("0x72"),
+    batch: "",
+    each: "mov eax, 0x4ffffff0\n cpuid"
+);
 flat_image!(rdmsr, "RDMSR of IA32_APIC_BASE.", once: "", batch: "mov ecx, 0x1b", each: "rdmsr");
 flat_image!(
     wrmsr,
@@ -292,6 +345,7 @@ const _: () = assert!(flat::PORT_IGNORED == 0x80);
 const _: () = assert!(flat::MMIO_HOLE == 0xd000_0000);
 const _: () = assert!(flat::LOAD_ADDRESS == 0x10_0000);
 const _: () = assert!(flat::UNKNOWN_HYPERCALL == 0x4558_4954);
+const _: () = assert!(exitscope_abi::leaf::DISCOVERY == 0x4fff_fff0);
 
 #[cfg(test)]
 mod tests {
@@ -300,7 +354,7 @@ mod tests {
     /// The instruction that each workload is about, as bytes.
     fn opcode(workload: Workload, isa: Isa) -> &'static [u8] {
         match (workload, isa) {
-            (Workload::Cpuid | Workload::Leaf, _) => &[0x0f, 0xa2],
+            (Workload::Cpuid | Workload::Leaf | Workload::Leaves, _) => &[0x0f, 0xa2],
             (Workload::Rdmsr, _) => &[0x0f, 0x32],
             (Workload::Wrmsr, _) => &[0x0f, 0x30],
             (Workload::Pio, _) => &[0xe6, 0x80],
@@ -328,18 +382,26 @@ mod tests {
                 let (image, opcode) = (workload.image(isa).unwrap(), opcode(workload, isa));
                 assert!(image.len() < 4096, "{workload:?}: {} bytes", image.len());
                 let found = image.windows(opcode.len()).filter(|bytes| bytes == &opcode).count();
-                let expected = 1 + usize::from(matches!(workload, Workload::Mmio | Workload::Nested));
+                let expected =
+                    1 + usize::from(matches!(workload, Workload::Leaves | Workload::Mmio | Workload::Nested));
                 assert_eq!(found, expected, "{workload:?}: {image:02x?}");
             }
         }
     }
 
     #[test]
-    fn only_the_hypercall_and_the_nested_guest_depend_on_the_vendor() {
+    fn what_differs_between_vendors_depends_on_the_vendor() {
         for workload in Workload::ALL {
             let same = workload.image(Isa::Vmx) == workload.image(Isa::Svm);
-            assert_eq!(same, !matches!(workload, Workload::Hypercall | Workload::Nested), "{workload:?}");
+            let differs = matches!(workload, Workload::Hypercall | Workload::Leaves | Workload::Nested);
+            assert_eq!(same, !differs, "{workload:?}");
         }
+    }
+
+    #[test]
+    fn reports_are_answers() {
+        let answers = leaf_answers(&[0x2_0000_0001, 0x4_0000_0003, 7]);
+        assert_eq!(answers, [Registers { eax: 1, ebx: 2, ecx: 3, edx: 4 }]);
     }
 
     #[test]

@@ -132,6 +132,15 @@ pub enum Step {
         /// The program and its arguments.
         command: Vec<String>,
     },
+    /// Run a program and end it by SIGINT, as Ctrl-C does, unless it ends before: [`Event::Output`].
+    Interrupt {
+        /// Names the answer.
+        label: String,
+        /// The program and its arguments.
+        command: Vec<String>,
+        /// How long after its start, in ms.
+        after_ms: u64,
+    },
     /// Stop the process of a guest that is running (SIGSTOP), or let it go on (SIGCONT).
     Pause {
         /// From [`Guest::name`].

@@ -10,6 +10,7 @@ pub mod document;
 pub mod guest_stat;
 pub mod interval;
 pub mod select;
+pub mod selftest;
 pub mod snapshot;
 pub mod stat;
 pub mod tally;

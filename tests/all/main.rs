@@ -19,6 +19,7 @@ mod nested;
 mod package;
 mod paging;
 mod policy;
+mod selftest;
 mod shared;
 mod smp;
 mod stat;

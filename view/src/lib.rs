@@ -6,6 +6,7 @@ pub mod compare;
 pub mod course;
 pub mod doctor;
 pub mod guest_stat;
+pub mod selftest;
 pub mod stat;
 pub mod text;
 pub mod units;

@@ -23,6 +23,10 @@ pub struct Config {
     pub kvm_device: PathBuf,
     /// How long the guest may run before it is stopped and [`Error::TimedOut`](crate::Error::TimedOut) is given back.
     pub timeout: Option<Duration>,
+    /// How long the VMM sleeps when the guest writes to [`exitscope_abi::flat::PORT_IGNORED`].
+    pub port_delay: Duration,
+    /// Has the kernel halt a flat guest's vCPUs, and ends halts: once in so many. Without it HLT goes to the VMM.
+    pub halt: Option<Duration>,
 }
 
 impl Default for Config {
@@ -34,6 +38,8 @@ impl Default for Config {
             payload: Payload::Flat { works: Vec::new(), batch: 0 },
             kvm_device: PathBuf::from("/dev/kvm"),
             timeout: None,
+            port_delay: Duration::ZERO,
+            halt: None,
         }
     }
 }

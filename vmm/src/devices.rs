@@ -4,9 +4,11 @@ use crate::error::Error;
 use crate::mailbox::Mailbox;
 use crate::vm::{Mode, Vm};
 use crate::{error::GuestFailure, layout};
-use exitscope_abi::flat::PORT_READY;
+use exitscope_abi::flat::{PORT_IGNORED, PORT_READY};
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::Duration;
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -39,11 +41,14 @@ pub struct Devices {
     serial: Mutex<Serial<IrqLine, NoEvents, Box<dyn Write + Send>>>,
     /// One for each flat vCPU. Under Linux one for all: the process that writes may move between vCPUs.
     mailboxes: Vec<Mutex<Mailbox>>,
+    /// How long a write to the ignored port takes.
+    delay: Duration,
 }
 
 impl Devices {
-    /// The devices of `vm`, with the serial port's output going to `console`.
-    pub fn new(vm: &Vm, console: Box<dyn Write + Send>) -> Result<Self, Error> {
+    /// The devices of `vm`, with the serial port's output going to `console`, and a sleep of `delay` for each write to the
+    /// ignored port.
+    pub fn new(vm: &Vm, console: Box<dyn Write + Send>, delay: Duration) -> Result<Self, Error> {
         let irq = EventFd::new(EFD_NONBLOCK)
             .map_err(|source| Error::System { what: "create an event descriptor", source })?;
         let mailboxes = match vm.mode() {
@@ -56,6 +61,7 @@ impl Devices {
         Ok(Self {
             serial: Mutex::new(Serial::new(IrqLine(irq), console)),
             mailboxes: (0..mailboxes).map(|_| Mutex::default()).collect(),
+            delay,
         })
     }
 
@@ -67,6 +73,12 @@ impl Devices {
                 None => PortAction::Continue,
             },
             PORT_READY => PortAction::Wait,
+            PORT_IGNORED => {
+                if !self.delay.is_zero() {
+                    sleep(self.delay);
+                }
+                PortAction::Continue
+            }
             _ if is_serial(port) => {
                 self.write_serial((port - layout::SERIAL_PORT) as u8, data);
                 PortAction::Continue
@@ -123,6 +135,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::time::Instant;
 
     #[derive(Clone, Default)]
     struct Console(Arc<Mutex<Vec<u8>>>);
@@ -140,7 +153,8 @@ mod tests {
     fn devices(mailboxes: usize, console: Console) -> Devices {
         let irq = EventFd::new(EFD_NONBLOCK).expect("an event descriptor");
         let serial = Serial::new(IrqLine(irq), Box::new(console) as Box<dyn Write + Send>);
-        Devices { serial: Mutex::new(serial), mailboxes: (0..mailboxes).map(|_| Mutex::default()).collect() }
+        let mailboxes = (0..mailboxes).map(|_| Mutex::default()).collect();
+        Devices { serial: Mutex::new(serial), mailboxes, delay: Duration::from_millis(2) }
     }
 
     #[test]
@@ -159,6 +173,13 @@ mod tests {
         for (port, data, expected) in cases {
             assert_eq!(devices.write(0, port, data), expected, "{port:#x} {data:x?}");
         }
+    }
+
+    #[test]
+    fn the_ignored_port_takes_its_time() {
+        let (devices, started) = (devices(1, Console::default()), Instant::now());
+        assert_eq!(devices.write(0, PORT_IGNORED, &[0]), PortAction::Continue);
+        assert!(started.elapsed() >= devices.delay);
     }
 
     #[test]

@@ -76,9 +76,9 @@ pub fn run<T>(
             }
         }
     };
-    let devices = devices::Devices::new(&vm, Box::new(console))?;
+    let devices = devices::Devices::new(&vm, Box::new(console), config.port_delay)?;
     let vcpus = vcpu::create_all(&vm, &entry)?;
-    let outcome = supervise::run(vcpus, devices, vm.mode(), config.timeout)?;
+    let outcome = supervise::run(vcpus, devices, vm.mode(), config)?;
     // The VM lives until here, though its guest has ended.
     let result = then(&outcome);
     drop(vm);

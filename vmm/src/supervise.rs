@@ -1,5 +1,6 @@
 //! Starts a thread for each vCPU, waits for the guest's end or the time limit, and leaves no thread behind.
 
+use crate::config::Config;
 use crate::devices::Devices;
 use crate::error::Error;
 use crate::outcome::{Outcome, VcpuOutcome};
@@ -38,18 +39,14 @@ struct VcpuThreads {
     ended: Vec<Ended>,
 }
 
-/// Runs the vCPUs to the guest's end, or for as long as `timeout` allows.
-pub fn run(
-    vcpus: Vec<Vcpu>,
-    devices: Devices,
-    mode: Mode,
-    timeout: Option<Duration>,
-) -> Result<Outcome, Error> {
+/// Runs the vCPUs to the guest's end, or for as long as the configuration allows.
+pub fn run(vcpus: Vec<Vcpu>, devices: Devices, mode: Mode, config: &Config) -> Result<Outcome, Error> {
+    let (timeout, halt) = (config.timeout, config.halt);
     make_kicks_harmless()?;
     let devices = Arc::new(devices);
     let started = Instant::now();
     let mut vcpus = VcpuThreads::start(vcpus, &devices, mode)?;
-    vcpus.wait(timeout.and_then(|timeout| started.checked_add(timeout)));
+    vcpus.wait(timeout.and_then(|timeout| started.checked_add(timeout)), halt);
     let elapsed = started.elapsed();
     vcpus.stop_all();
     outcome_of(vcpus.ended, mode, timeout.unwrap_or(elapsed), elapsed, &devices)
@@ -73,19 +70,31 @@ impl VcpuThreads {
         Ok(threads)
     }
 
-    /// Waits until the guest has ended, or until the deadline.
-    fn wait(&mut self, deadline: Option<Instant>) {
+    /// Waits until the guest has ended, or until the deadline; ends halts meanwhile, once in `halt`.
+    fn wait(&mut self, deadline: Option<Instant>, halt: Option<Duration>) {
         while self.ended.len() < self.threads.len() {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let leaver = match left {
-                Some(left) => self.exiting.recv_timeout(left).ok(),
+            let leaver = match left.into_iter().chain(halt).min() {
+                Some(pause) => self.exiting.recv_timeout(pause).ok(),
                 None => self.exiting.recv().ok(),
             };
+            if leaver.is_none() && halt.is_some() && left.is_none_or(|left| !left.is_zero()) {
+                self.kick_all();
+                continue;
+            }
             let Some(id) = leaver else { return };
             self.join(id as usize);
             if self.ended.last().is_some_and(|last| ends_the_guest(&last.end, self.mode)) {
                 return;
             }
+        }
+    }
+
+    /// Interrupts KVM_RUN once in every thread that is in it.
+    fn kick_all(&self) {
+        for thread in self.threads.iter().flatten().filter(|thread| !thread.is_finished()) {
+            // Failing to send a signal means that the thread is no more.
+            let _ = thread.kill(SIGRTMIN());
         }
     }
 

@@ -7,7 +7,7 @@ use crate::registers::Registers;
 use crate::vcpu_sync::VcpuSync;
 use crate::vm::{Vm, kvm_error};
 use crate::{flat, layout, long_mode};
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs};
+use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::io::{Error as IoError, ErrorKind};
 use vm_memory::GuestMemoryMmap;
@@ -48,6 +48,8 @@ pub struct Vcpu {
     fd: VcpuFd,
     id: u32,
     user_exits: u64,
+    /// Whether a kick ends a halt.
+    halts: bool,
     /// Keeps the guest's memory mapped as long as this vCPU may run.
     _memory: GuestMemoryMmap,
 }
@@ -87,7 +89,7 @@ impl Vcpu {
             }
             Entry::Linux { .. } => set_mtrrs(&fd)?,
         }
-        Ok(Self { fd, id, user_exits: 0, _memory: vm.memory().clone() })
+        Ok(Self { fd, id, user_exits: 0, halts: vm.halts(), _memory: vm.memory().clone() })
     }
 
     /// Index of this vCPU.
@@ -113,7 +115,10 @@ impl Vcpu {
                     handle(self.id, exit, devices)
                 }
                 // A kick, or (EAGAIN) a vCPU that the guest has not started yet.
-                Err(error) if is_retry(error) => LoopAction::Go,
+                Err(error) if is_retry(error) => {
+                    self.end_halt();
+                    LoopAction::Go
+                }
                 Err(error) => LoopAction::Failed(GuestFailure::RunFailed(error)),
             };
             match next {
@@ -125,6 +130,14 @@ impl Vcpu {
             }
         }
         End::Stopped(self.registers())
+    }
+
+    /// Lets a vCPU go on that the kernel has halted, as an interrupt would.
+    fn end_halt(&self) {
+        if self.halts {
+            // It fails of a vCPU that is about to go away only.
+            let _ = self.fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE });
+        }
     }
 
     /// The registers, or zeros if KVM will not tell: this is for messages about something worse.

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub enum Mode {
     /// Linux: the kernel emulates the interrupt controllers, and one DONE ends the VM.
     Linux,
-    /// Flat: no interrupt controllers, and every vCPU ends by its own DONE.
+    /// Flat: no interrupt controllers unless the kernel is to halt vCPUs, and every vCPU ends by its own DONE.
     Flat,
 }
 
@@ -30,6 +30,7 @@ pub struct Vm {
     mode: Mode,
     vcpus: u32,
     tsc_deadline: bool,
+    halts: bool,
 }
 
 impl Vm {
@@ -46,11 +47,13 @@ impl Vm {
         };
         let memory = map(config.memory_mib)?;
         let fd = create_vm(&kvm)?;
-        prepare(&fd, mode)?;
+        let halts = mode == Mode::Flat && config.halt.is_some();
+        prepare(&fd, mode == Mode::Linux || halts)?;
         give_memory(&fd, &memory)?;
         write_tables(&memory)?;
         let tsc_deadline = mode == Mode::Linux && kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self { fd, memory, cpuid: cpuid.as_slice().to_vec(), mode, vcpus: config.vcpus, tsc_deadline })
+        let (cpuid, vcpus) = (cpuid.as_slice().to_vec(), config.vcpus);
+        Ok(Self { fd, memory, cpuid, mode, vcpus, tsc_deadline, halts })
     }
 
     /// The guest's memory.
@@ -76,6 +79,11 @@ impl Vm {
     /// Whether its vCPUs have a local APIC with a TSC deadline.
     pub fn tsc_deadline(&self) -> bool {
         self.tsc_deadline
+    }
+
+    /// Whether the kernel halts vCPUs of a flat guest, whose halts end by kicks.
+    pub fn halts(&self) -> bool {
+        self.halts
     }
 
     /// Creates vCPU `id`.
@@ -159,13 +167,13 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
 }
 
 /// Sets what has to be set before the first vCPU is created.
-fn prepare(fd: &VmFd, mode: Mode) -> Result<(), Error> {
+fn prepare(fd: &VmFd, interrupt_controllers: bool) -> Result<(), Error> {
     // Intel processors without unrestricted guest need both for what runs without paging.
     fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("place its identity map"))?;
     fd.set_tss_address(layout::KVM_TSS).map_err(kvm_error("place its TSS"))?;
-    match mode {
-        Mode::Linux => fd.create_irq_chip().map_err(kvm_error("create interrupt controllers")),
-        Mode::Flat => Ok(()),
+    match interrupt_controllers {
+        true => fd.create_irq_chip().map_err(kvm_error("create interrupt controllers")),
+        false => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use exitscope_host::fuzz_device::fuzz_device;
 use exitscope_host::region::{DEVICE, Region};
 
 use super::channel::Channel;
-use super::command::output_of;
+use super::command::{interrupted, output_of};
 use super::{capabilities, checkers, guests, kernel, vmm};
 use crate::emulator::Link;
 use crate::job::{Event, Insert, Step};
@@ -61,6 +61,10 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         }
         Step::Run { label, command } => {
             channel.send(&Event::Output { label: label.clone(), output: output_of(command) })
+        }
+        Step::Interrupt { label, command, after_ms } => {
+            let output = interrupted(command, Duration::from_millis(*after_ms));
+            channel.send(&Event::Output { label: label.clone(), output })
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
         Step::AwaitVm { id } => await_vm(*id),

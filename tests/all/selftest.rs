@@ -1,0 +1,155 @@
+//! `exitscope selftest` passes with the true module on every kernel, fails with one that counts wrongly, and leaves nothing behind.
+
+use exitscope_guest::workload::Workload;
+use exitscope_lab::emulator::Vendor;
+use exitscope_lab::job::{EXITSCOPE, Insert, Step};
+use exitscope_lab::parts::series::Series;
+use exitscope_lab::runs::session::Setup;
+use exitscope_model::selftest::{SCHEMA, Selftest, Verdict};
+use exitscope_tests::{
+    Lane, Transcript, command, flat, insert, lab, machine_of, machine_with, remove, while_running,
+};
+
+/// Where the machine has the module that counts wrongly.
+const MISCOUNT: &str = "/miscount.ko";
+
+/// Exits of every kind, and pairs of the cost's measurements; Bochs takes ten times as long for an exit.
+fn sizes(vendor: Vendor) -> [&'static str; 2] {
+    match vendor {
+        Vendor::Amd => ["10000", "3"],
+        Vendor::Intel => ["2000", "1"],
+    }
+}
+
+/// A self-test as a step of a machine, with more options.
+fn selftest(vendor: Vendor, label: &str, options: &[&str]) -> Step {
+    let [iterations, pairs] = sizes(vendor);
+    command(label, &[&["selftest", "--iterations", iterations, "--pairs", pairs], options].concat())
+}
+
+#[test]
+fn it_passes_and_fails_as_it_should() {
+    let miscount =
+        |parameters: &str| Step::Insert(Insert { path: MISCOUNT.into(), parameters: parameters.into() });
+    let amd = Vendor::Amd;
+    let steps = vec![
+        // Mounts tracefs, which systems have mounted.
+        Step::Ftrace { on: false },
+        selftest(amd, "no module", &[]),
+        Step::Interrupt {
+            label: "interrupted".into(),
+            command: ["/init", "selftest", "--module", EXITSCOPE].map(str::to_owned).to_vec(),
+            after_ms: 3_000,
+        },
+        selftest(amd, "cost", &["--module", EXITSCOPE, "--json"]),
+        command("unloaded", &["module", "status"]),
+        insert("layout=combined"),
+        // Others on the host are neither disturbed nor counted.
+        while_running(
+            vec![flat("neighbour", "hypercall", 1_000_000, 1)],
+            vec![selftest(amd, "loaded", &["--module", EXITSCOPE])],
+        ),
+        Step::set("expose", "host"),
+        selftest(amd, "host", &["--json"]),
+        Step::set("expose", "off"),
+        selftest(amd, "off", &["--json"]),
+        remove(),
+        miscount(""),
+        selftest(amd, "wrong", &["--json"]),
+        remove(),
+    ];
+    let files = vec![(MISCOUNT.into(), lab(amd).miscounting_module().unwrap())];
+    let transcript = machine_with(amd, Setup { name: "selftest".into(), files, ..Setup::default() }, steps);
+
+    let missing = transcript.result_of("no module");
+    assert_eq!(missing.status, Some(1), "{missing:?}");
+    assert!(missing.stderr.contains("/dev/exitscope does not exist"), "{missing:?}");
+
+    let interrupted = transcript.result_of("interrupted");
+    assert_eq!(interrupted.status, Some(1), "{interrupted:?}");
+    assert!(interrupted.stderr.contains("interrupted: nothing is proven"), "{interrupted:?}");
+
+    // It has found neither the module nor a tracing instance of the one before, or it would skip.
+    let cost = passed(&transcript, "cost", amd);
+    let workloads: Vec<(&str, &str)> =
+        cost.cost.iter().map(|cost| (cost.source.as_str(), cost.workload.as_str())).collect();
+    let expected =
+        ["cpuid", "rdmsr", "pio"].map(|workload| [("none", workload), ("module", workload)]).concat();
+    assert_eq!(workloads, expected);
+    assert!(cost.cost.iter().all(|cost| cost.ns_per_exit > 0.0 && cost.pairs == 3), "{:?}", cost.cost);
+    assert!(skipped(&cost).is_empty(), "{:?}", cost.checks);
+    assert_eq!(transcript.result_of("unloaded").status, Some(1));
+
+    let loaded = transcript.output("loaded");
+    println!("{loaded}");
+    assert!(loaded.contains("layout combined") && loaded.contains("skip  cost"), "{loaded}");
+    assert!(transcript.guest("neighbour").still_running);
+
+    assert_eq!(skipped(&passed(&transcript, "host", amd)), ["cost"]);
+    assert_eq!(skipped(&passed(&transcript, "off", amd)), ["leaf-total", "leaf-vcpu", "leaf-course", "cost"]);
+
+    let output = transcript.result_of("wrong");
+    assert_eq!(output.status, Some(1), "{output:?}");
+    let wrong: Selftest = serde_json::from_str(&output.stdout).unwrap();
+    assert!(!wrong.passed);
+    let failed = names(&wrong, Verdict::Fail);
+    println!("{:#?}\n{:#?}", wrong.checks, cost.cost);
+    assert!(
+        Workload::on(amd.isa())
+            .all(|workload| { failed.contains(&format!("exact-{}", workload.name()).as_str()) }),
+        "{failed:?}"
+    );
+    assert!(failed.contains(&"witness") && failed.contains(&"sums"), "{failed:?}");
+}
+
+#[test]
+fn it_passes_on_intel() {
+    check(Lane { vendor: Vendor::Intel, series: Series::default() });
+}
+
+#[test]
+fn it_passes_on_6_1() {
+    check(Lane { vendor: Vendor::Amd, series: Series::V6_1 });
+}
+
+#[test]
+fn it_passes_on_7_2() {
+    check(Lane { vendor: Vendor::Amd, series: Series::V7_2 });
+}
+
+fn check(lane: Lane) {
+    let steps = vec![
+        Step::Ftrace { on: false },
+        selftest(lane.vendor, "all", &["--module", EXITSCOPE, "--json"]),
+        // The second one finds tracefs as the first one did.
+        selftest(lane.vendor, "again", &["--module", EXITSCOPE]),
+    ];
+    let transcript = machine_of(lane, "selftest", steps);
+    let all = passed(&transcript, "all", lane.vendor);
+    assert!(skipped(&all).is_empty(), "{:?}", all.checks);
+    let again = transcript.output("again");
+    // For who wants to see it: `--nocapture`.
+    println!("{again}");
+    assert!(again.contains("\npassed: ") && again.contains("0 failed, 0 skipped"), "{again}");
+}
+
+/// A self-test that has passed: its document.
+fn passed(transcript: &Transcript, label: &str, vendor: Vendor) -> Selftest {
+    let output = transcript.result_of(label);
+    let selftest: Selftest =
+        serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    assert!(selftest.passed && output.status == Some(0), "{:#?}", selftest.checks);
+    assert_eq!(selftest.schema, SCHEMA);
+    let machine = &selftest.machine;
+    assert!(machine.emulated && machine.vendor == vendor.name() && machine.paging == "nested", "{machine:?}");
+    assert!(machine.tsc_khz > 0 && !machine.nested && !machine.cpu.is_empty(), "{machine:?}");
+    selftest
+}
+
+fn names(selftest: &Selftest, result: Verdict) -> Vec<&str> {
+    selftest.checks.iter().filter(|check| check.result == result).map(|check| check.name.as_str()).collect()
+}
+
+fn skipped(selftest: &Selftest) -> Vec<&str> {
+    names(selftest, Verdict::Skip)
+}
