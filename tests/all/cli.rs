@@ -34,6 +34,10 @@ fn wrong_usage_has_status_2_and_says_what_is_known() {
     check(&["caps", "check"], 2, "--require");
     check(&["caps", "--from", "x", "--style", "pretty"], 2, "course");
     check(&["vmm", "--workload", "nap"], 2, "cpuid");
+    check(&["vmm", "--workload", "hlt", "--halt-us", "0"], 2, "--halt-us");
+    check(&["selftest", "--iterations", "0"], 2, "--iterations");
+    check(&["selftest", "--pairs", "many"], 2, "--pairs");
+    check(&["selftest", "--source", "/no/such/file"], 2, "auto or module");
 }
 
 #[test]

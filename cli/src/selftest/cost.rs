@@ -69,8 +69,11 @@ pub fn measure(
         .flat_map(|(workload, pairs)| Cost::of_pairs("module", workload.name(), pairs))
         .collect();
     let why = format!(
-        "{} pairs with and without the module in {}",
-        pairs[0].len(),
+        "{} with and without the module in {}",
+        match pairs[0].len() {
+            1 => "a pair".to_owned(),
+            number => format!("{number} pairs"),
+        },
         duration(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     );
     checks.tell(Check::of("cost", Ok(why)))?;

@@ -74,7 +74,9 @@ fn judge(
         let more = full.exits(code).wrapping_sub(frame.exits(code));
         let name = name(isa, code.into());
         if more != iterations {
-            return Err(format!("{} iterations are {} exits {name}", grouped(iterations), more as i64));
+            // Fewer than without any is a negative number.
+            let counted = i64::try_from(more).map_or_else(|_| (more as i64).to_string(), |_| grouped(more));
+            return Err(format!("{} iterations are {counted} exits {name}", grouped(iterations)));
         }
         found.push(format!("{} exits {name}", grouped(more)));
     }
@@ -158,7 +160,7 @@ mod tests {
     fn the_difference_is_the_iterations() {
         let judge = |full| judge(Workload::Cpuid, Isa::Svm, &counted(5), &counted(full), 10_000);
         assert_eq!(judge(10_005).unwrap(), "10,000 iterations are 10,000 exits CPUID");
-        assert_eq!(judge(9_995).unwrap_err(), "10,000 iterations are 9990 exits CPUID");
+        assert_eq!(judge(9_995).unwrap_err(), "10,000 iterations are 9,990 exits CPUID");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -119,6 +120,8 @@ fn start(work: &Work) -> anyhow::Result<Vmm> {
     if let Some(halt) = halt {
         command.args(["--halt-us", &halt.as_micros().to_string()]);
     }
+    // Ctrl-C is for us, who then end it.
+    command.process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Ok(Vmm(command.spawn().context("cannot start our own program as a VMM")?))
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::system::{delete_module, finit_module};
@@ -38,8 +38,10 @@ impl Module {
         }
         let path = self.path.display();
         let file = File::open(&self.path).with_context(|| format!("cannot open {path}"))?;
-        finit_module(&file, &CString::default(), 0)
-            .with_context(|| format!("cannot load {path} (the kernel's log says why: dmesg)"))?;
+        finit_module(&file, &CString::default(), 0).map_err(|errno| match errno {
+            Errno::PERM => anyhow!("cannot load {path}: only root may (use sudo)"),
+            errno => anyhow!("cannot load {path}: {errno} (the kernel's log says why: dmesg)"),
+        })?;
         self.loaded = true;
         Ok(())
     }
