@@ -6,6 +6,7 @@ pub mod control;
 pub mod cpu;
 pub mod doctor;
 pub mod fuzz_device;
+pub mod generated;
 pub mod kernel_log;
 pub mod lockdown;
 pub mod names;
