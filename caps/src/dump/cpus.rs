@@ -48,7 +48,8 @@ pub fn take(tokens: &mut Vec<Token<'_>>) -> Mention {
     let mut mention = Mention::None;
     let mut named = vec![false; tokens.len()];
     let mut at = 0;
-    while at < tokens.len() {
+    // `CPU 8, where unlike CPU 0:` is of CPU 8.
+    while at < tokens.len() && !tokens[at].is_word(&["unlike"]) {
         let Some((number, next)) = named_at(tokens, at) else {
             at += 1;
             continue;
@@ -175,6 +176,7 @@ mod tests {
             ("MSR Registers (CPU #3 Virtual):", 3),
             (" CPU Thread: 3", 3),
             ("CPU 3, where unlike CPUs 0-1:", 3),
+            ("CPU 3, where unlike CPU 0:", 3),
             ("**CPU 3**", 3),
         ] {
             check(line, Mention::One(number), true);

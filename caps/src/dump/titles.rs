@@ -66,7 +66,13 @@ pub fn find(tokens: &[Token<'_>]) -> Option<Titled> {
         };
         let (words, address) = TITLES.iter().find(title)?;
         let exact = at > 0 && tokens[at - 1].is_word(&["true"]);
-        Some(Titled { address: *address, next: at + words.len(), exact })
+        let start = if exact { at - 1 } else { at };
+        let next = at + words.len();
+        // `Enable VM functions 13` and `VM functions; HLAT` only speak of it.
+        let begins = start == 0 || tokens[start - 1].separates && !tokens[start - 1].is(';');
+        let ends = tokens.get(next).is_none_or(|token| "(:=".chars().any(|c| token.is(c)));
+        let alone = next < tokens.len() || start == 0;
+        (begins && ends && alone).then_some(Titled { address: *address, next, exact })
     })
 }
 

@@ -158,6 +158,20 @@ fn a_list_is_a_dump() {
     assert_eq!(cpus(&list(&laptop[0], "a\nlaptop")), laptop);
 }
 
+/// What differs of CPUs that are unlike the first is of them; the rest is not told again.
+#[test]
+fn the_full_text_is_a_dump() {
+    let laptop = cpus(LAPTOP);
+    assert_eq!(cpus(&full(&laptop, Forms::Both)), laptop);
+    let second = LAPTOP.replace("CPU 0", "CPU 1").replace("0x480 03da", "0x480 01da");
+    let unlike = cpus(&full(&cpus(&format!("{LAPTOP}{second}")), Forms::Both));
+    assert_eq!(unlike[0], laptop[0]);
+    assert_eq!(unlike[1], one(1, &[(0x480, Some(0x01DA_0500_0000_0013))]));
+    let alike = LAPTOP.replace("CPU 0", "CPU 1");
+    let both = cpus(&format!("{LAPTOP}{alike}"));
+    assert_eq!(cpus(&full(&both, Forms::Both)), both);
+}
+
 #[test]
 fn a_value_says_what_is_refused() {
     let laptop = cpus(LAPTOP);
