@@ -61,15 +61,36 @@ pub fn is_program(word: &str, name: &str) -> bool {
 pub fn commands(line: &str) -> Vec<Command> {
     let mut commands = Vec::new();
     let line = line.find(" #").filter(|&at| line[..at].contains("rdmsr")).map_or(line, |at| &line[..at]);
-    for part in line.split([';', '|', '&', '`', '(', ')']) {
+    let mut parts = line.split_inclusive([';', '|', '&', '`', '(', ')']).peekable();
+    while let Some(part) = parts.next() {
+        let piped = part.ends_with('|');
+        let part = part.trim_end_matches([';', '|', '&', '`', '(', ')']);
         let mut words = part.split_whitespace();
-        let found = words.by_ref().any(|word| is_program(trim(word), "rdmsr"));
-        if found {
+        if words.by_ref().any(|word| is_program(trim(word), "rdmsr")) {
             let words: Vec<&str> = words.map(trim).filter(|word| !word.is_empty()).collect();
-            commands.push(command(&words));
+            let filter = parts.peek().filter(|_| piped).and_then(|part| part.split_whitespace().next());
+            commands.push(filtered(command(&words), filter));
         }
     }
     commands
+}
+
+/// What becomes of the answers in a filter: `uniq` and its like make it unknown which CPU an answer is of.
+fn filtered(command: Command, filter: Option<&str>) -> Command {
+    let Some(filter) = filter.filter(|filter| !matches!(*filter, "|" | "tee" | "cat" | "less" | "more"))
+    else {
+        return command;
+    };
+    match command {
+        Command::Read(asked, None) if asked.address.is_none_or(super::is_capability) => match filter {
+            "uniq" | "sort" | "head" | "tail" if asked.all => {
+                Command::Read(Asked { cpu: None, ..asked }, None)
+            }
+            "uniq" | "sort" | "head" | "tail" => Command::Read(asked, None),
+            _ => Command::Refused(format!("what `{}` makes of its answer is not known", short(filter))),
+        },
+        other => other,
+    }
 }
 
 fn trim(word: &str) -> &str {
@@ -81,34 +102,36 @@ struct Options {
     cpu: Option<u32>,
     all: bool,
     radix: u32,
+    /// Why the answers are of no use.
+    refused: Option<Command>,
     /// The words that are no options, and what follows a number on its line.
     operands: Vec<String>,
     answer: Option<String>,
 }
 
 fn command(words: &[&str]) -> Command {
-    match options(words) {
-        Err(command) => command,
-        Ok(Options { operands, .. }) if operands.is_empty() => Command::Remark,
-        Ok(Options { cpu, all, radix, operands, answer }) => match number_of(&operands[0]) {
-            None => Command::Remark,
-            Some(_) if operands.len() > 1 => {
-                let valued = |word: &String| is_numeric(word) && (word.len() > 4 || word.starts_with("0x"));
-                match operands[1..].iter().any(valued) {
-                    true => Command::Refused(format!(
-                        "rdmsr reads one MSR; what `{}` is here is not clear",
-                        short(&operands[1])
-                    )),
-                    false => Command::Remark,
-                }
-            }
-            Some(address) => Command::Read(Asked { address, cpu, all, radix }, answer),
-        },
+    let Options { cpu, all, radix, refused, operands, answer } = match options(words) {
+        Err(command) => return command,
+        Ok(options) => options,
+    };
+    let Some(address) = operands.first().and_then(|operand| number_of(operand)) else {
+        return Command::Remark;
+    };
+    let ours = address.is_none_or(super::is_capability);
+    let valued = |word: &String| is_numeric(word) && (word.len() > 4 || word.starts_with("0x"));
+    match (refused, operands.get(1)) {
+        (Some(refused), _) if ours => refused,
+        (_, Some(second)) if ours && operands[1..].iter().any(valued) => {
+            Command::Refused(format!("rdmsr reads one MSR; what `{}` is here is not clear", short(second)))
+        }
+        (_, Some(_)) => Command::Remark,
+        _ => Command::Read(Asked { address, cpu, all, radix }, answer),
     }
 }
 
 fn options(words: &[&str]) -> Result<Options, Command> {
-    let mut options = Options { cpu: Some(0), all: false, radix: 16, operands: Vec::new(), answer: None };
+    let mut options =
+        Options { cpu: Some(0), all: false, radix: 16, refused: None, operands: Vec::new(), answer: None };
     let mut words = words.iter().copied();
     let mut only_operands = false;
     while let Some(word) = words.next() {
@@ -128,9 +151,9 @@ fn options(words: &[&str]) -> Result<Options, Command> {
                 options.answer = Some(word[1..].to_owned());
             }
         } else if !only_operands && word.starts_with("--") {
-            long(word, &mut words, &mut options)?;
+            heed(long(word, &mut words, &mut options), &mut options)?;
         } else if !only_operands && word.len() > 1 && word.starts_with('-') {
-            short_options(&word[1..], &mut words, &mut options)?;
+            heed(short_options(&word[1..], &mut words, &mut options), &mut options)?;
         } else if let Some((number, answer)) =
             word.split_once([':', '=']).filter(|(number, _)| !number.is_empty())
         {
@@ -143,6 +166,17 @@ fn options(words: &[&str]) -> Result<Options, Command> {
         }
     }
     Ok(options)
+}
+
+/// A refusal counts only if the MSR is one of ours, which may be said later.
+fn heed(result: Result<(), Command>, options: &mut Options) -> Result<(), Command> {
+    match result {
+        Err(refused @ Command::Refused(_)) => {
+            options.refused.get_or_insert(refused);
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 fn long<'a>(
@@ -301,6 +335,10 @@ mod tests {
         ] {
             assert_eq!(read(line), (Some(0x48B), Some(1), false, 16), "{line}");
         }
+        assert_eq!(read("rdmsr -a 0x3a | uniq"), (Some(0x3A), None, true, 16));
+        assert_eq!(read("rdmsr -a 0x3a | tee log"), (Some(0x3A), Some(0), true, 16));
+        assert_eq!(read("rdmsr 0x3a || echo failed"), (Some(0x3A), Some(0), false, 16));
+        assert_eq!(read("rdmsr -f 29:24 -d 0x1a2"), (Some(0x1A2), Some(0), false, 10), "of no interest");
         assert_eq!(read("rdmsr -ax 0x3a"), (Some(0x3A), Some(0), true, 16));
         assert_eq!(read("rdmsr --all -u 0x3a"), (Some(0x3A), Some(0), true, 10));
         assert_eq!(read("rdmsr -oa 0x3a"), (Some(0x3A), Some(0), true, 8));
@@ -322,6 +360,7 @@ mod tests {
             "rdmsr --nonsense 0x48b",
             "rdmsr -p x 0x48b",
             "rdmsr 0x48b 0x480",
+            "rdmsr 0x48b | awk '{print $1}'",
             "I ran rdmsr 0x48b and got 7cff00000000",
         ] {
             assert!(matches!(commands(line)[..], [Command::Refused(_)]), "{line}: {:?}", commands(line));
