@@ -79,7 +79,8 @@ pub fn find_register<'a>(line: &Line<'a, '_>) -> Option<Found<'a>> {
 
 fn register<'a>(address: Address, next: usize, tokens: &[Token<'a>]) -> Found<'a> {
     let says = |token: &Token<'_>| {
-        !token.separates && named(token).is_none() && msr(token.text).is_none() && !token.is_word(&["msr"])
+        let word = token.text.bytes().any(|byte| byte.is_ascii_alphanumeric());
+        word && named(token).is_none() && msr(token.text).is_none() && !token.is_word(&["msr"])
     };
     let is_alone = !tokens[..next].iter().any(says);
     Found::Register(Register1 { address, next, titled: None, is_alone })

@@ -224,9 +224,10 @@ fn option<'a>(
     let wants = matches!(letter, 'p' | 'f');
     let argument = if wants { argument.or_else(|| words.next()).map(trim) } else { None };
     match (letter, argument) {
-        ('p', Some(cpu)) if cpu.contains('$') => options.cpu = None,
+        // Of -a and -p the last counts.
+        ('p', Some(cpu)) if cpu.contains('$') => (options.cpu, options.all) = (None, false),
         ('p', Some(cpu)) => match c_number(cpu) {
-            Some(cpu) => options.cpu = Some(cpu),
+            Some(cpu) => (options.cpu, options.all) = (Some(cpu), false),
             None => return Err(Command::Refused(format!("`{}` is no number of a CPU", short(cpu)))),
         },
         ('f', Some("63:0")) => {}
@@ -235,7 +236,7 @@ fn option<'a>(
             return Err(Command::Refused("raw bytes cannot be read from a text: leave out -r".into()));
         }
         ('h' | 'V', _) => return Err(Command::Silent),
-        ('a', _) => options.all = true,
+        ('a', _) => (options.cpu, options.all) = (Some(0), true),
         ('x' | 'X', _) => options.radix = 16,
         ('d' | 'u', _) => options.radix = 10,
         ('o', _) => options.radix = 8,
@@ -340,6 +341,8 @@ mod tests {
         assert_eq!(read("rdmsr 0x3a || echo failed"), (Some(0x3A), Some(0), false, 16));
         assert_eq!(read("rdmsr -f 29:24 -d 0x1a2"), (Some(0x1A2), Some(0), false, 10), "of no interest");
         assert_eq!(read("rdmsr -ax 0x3a"), (Some(0x3A), Some(0), true, 16));
+        assert_eq!(read("rdmsr -p3 -a 0x3a"), (Some(0x3A), Some(0), true, 16));
+        assert_eq!(read("rdmsr -ap3 0x3a"), (Some(0x3A), Some(3), false, 16));
         assert_eq!(read("rdmsr --all -u 0x3a"), (Some(0x3A), Some(0), true, 10));
         assert_eq!(read("rdmsr -oa 0x3a"), (Some(0x3A), Some(0), true, 8));
         assert_eq!(read("for i in 0 1; do rdmsr -p $i 0x3a; done"), (Some(0x3A), None, false, 16));

@@ -448,6 +448,10 @@ impl Scanner<'_> {
                 Ok(at) => at,
                 Err((token, what)) => return self.reader.complain(line.place(token), what),
             };
+            if let Some(bits) = part(line.tokens, at) {
+                let what = "a part of a register says too little: give all of it";
+                return self.reader.complain(line.place(bits.start), what);
+            }
             let mut at = value::skip_between(line.tokens, at);
             if line.tokens.first().is_some_and(|token| token.is('|')) {
                 at = next_valued_cell(line.tokens, at);
@@ -508,9 +512,15 @@ fn is_command(line: &str) -> bool {
     let first = line.split_whitespace().next().unwrap_or_default();
     let prompt = first.contains('@') && line.contains(['$', '#', '%']) || first == "$" || first == "%";
     let script = ["for", "while", "do", "done", "sudo", "echo", "modprobe", "cat", "ssh"].contains(&first);
-    prompt || script || first.starts_with("PS") && line.contains('>')
+    prompt || script || first == "PS" && line.contains('>')
 }
 
 fn position(tokens: &[Token<'_>], wanted: &Token<'_>) -> usize {
     tokens.iter().position(|token| token.start == wanted.start).unwrap_or_default()
+}
+
+/// Bits in brackets behind a register, as in `IA32_FEATURE_CONTROL[0] = 1`.
+fn part<'a>(tokens: &[Token<'a>], at: usize) -> Option<Token<'a>> {
+    let first = tokens.get(at + 1).filter(|_| tokens[at].is('['))?;
+    is_numeric(first.text).then_some(*first)
 }

@@ -150,6 +150,9 @@ fn a_register_may_have_several_names() {
     }
     let noise = "table[0x480] = 5\n480 Broadway\nirq 0x3a: 5\n0x1b 0x480\nEFER 0x3a";
     check(noise, &[], &["line 1, column 1: no capability register"]);
+    let bits = ["line 1, column 22: a part of a register says too little"];
+    check("IA32_FEATURE_CONTROL[0] = 1", &[], &bits);
+    check("## MSR 0x480\n```\n0x03da050000000013\n```\n", &[(0, &both[..1])], &[]);
     let others = ["line 1, column 17: `0x481` (0x481) is another register than 0x480"];
     check("IA32_VMX_BASIC (0x481): 0x03da050000000013", &[], &others);
     check("host 0x480 0x03da050000000013", &[], &["line 1, column 6: `0x480` may be something else"]);

@@ -88,7 +88,9 @@ pub fn digits(text: &str) -> (&str, bool) {
         return (digits.trim_end_matches(['u', 'U', 'l', 'L']), true);
     }
     match text.strip_suffix(['h', 'H']) {
-        Some(digits) if digits.starts_with(|c: char| c.is_ascii_digit()) => (digits, true),
+        Some(digits) if digits.len() >= 8 || digits.starts_with(|c: char| c.is_ascii_digit()) => {
+            (digits, true)
+        }
         _ => (text, false),
     }
 }

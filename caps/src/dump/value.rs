@@ -201,13 +201,19 @@ fn parts(tokens: &[Token<'_>], at: usize, low_first: bool) -> Option<Outcome> {
 /// The number that stands right after a value, so that it is not clear which of them is the value.
 fn after(tokens: &[Token<'_>], next: usize) -> Option<usize> {
     let mut at = next;
-    while tokens.get(at).is_some_and(|token| "|,;:`\"'*=".chars().any(|c| token.is(c))) {
+    let skipped = |token: &Token<'_>| {
+        "|,;:`\"'*=>".chars().any(|c| token.is(c))
+            || token.is_word(&["-", "->", "=>", "→", "to", "vs", "/", "or"])
+    };
+    while tokens.get(at).is_some_and(skipped) {
         at += 1;
     }
-    let numeric = tokens.get(at).is_some_and(|token| !token.separates && is_numeric(token.text));
+    let token = tokens.get(at).filter(|token| !token.separates)?;
+    // `FF` right behind a value is a number, too.
+    let letters = at == next && token.text.len() > 1 && number(token.text).is_some();
     // `0x480=1, 0x481=2` goes on with another register.
     let assigned = tokens.get(at + 1).is_some_and(|token| token.is('=') || at > next && token.is(':'));
-    (numeric && !assigned).then_some(at)
+    ((is_numeric(token.text) || letters) && !assigned).then_some(at)
 }
 
 fn half(token: &Token<'_>) -> Option<usize> {
@@ -306,6 +312,8 @@ mod tests {
             "x 0000000z",
             "x zebra",
             "x 00000001 00000002 00000003",
+            "x 7C FF 00 00 00 00",
+            "x 0x7cff00000000 -> 0x3cff00000000",
         ] {
             bad(text);
         }
