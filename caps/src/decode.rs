@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use exitscope_abi::reason::Isa;
 use serde::{Serialize, Serializer};
 
+use super::fault::fault;
 use super::tables::{self, Allowed, Bits, Field, Kind, Register};
 use super::usage::Usage;
 use super::{Address, Cpu};
@@ -35,6 +37,9 @@ pub struct Decoded {
     pub id: u32,
     /// Its registers, in the order in which they were read.
     pub registers: Vec<Reading>,
+    /// The instruction sets that it is known to lack, and what says so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
 }
 
 /// A decoded register.
@@ -49,10 +54,16 @@ pub struct Reading {
     /// Its value; `None` if it could not be read, and then it says neither yes nor no to anything.
     #[serde(serialize_with = "hex")]
     pub raw: Option<Raw>,
+    /// The CPU has no such register, by what its others say: the value means nothing.
+    #[serde(skip_serializing_if = "is_false")]
+    pub absent: bool,
+    /// Why the value cannot be so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
     /// The register that was read too, says the same more exactly, and is to be believed instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<Address>,
-    /// All named bits, set or not; none if the register could not be read.
+    /// All named bits, set or not; none if the register could not be read, or is absent.
     pub fields: Vec<Value>,
     /// Bits (for controls: their numbers) that are set and have no name.
     pub unnamed: Vec<u8>,
@@ -81,6 +92,12 @@ pub struct Value {
     pub setting: Option<Setting>,
     /// What it says when set, or how to read the number.
     pub meaning: &'static str,
+    /// QEMU's and libvirt's names for it, with spaces between.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub qemu: &'static str,
+    /// Linux' name for it in `/proc/cpuinfo`.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub linux: &'static str,
 }
 
 /// How a control may be set.
@@ -114,7 +131,10 @@ pub fn decode(cpus: &[Cpu]) -> Document {
 /// Names the bits of one CPU.
 pub fn decode_cpu(cpu: &Cpu) -> Decoded {
     let registers = cpu.registers.iter().map(|&(address, value)| read(cpu, address, value)).collect();
-    Decoded { id: cpu.id, registers }
+    let lacks = Isa::ALL
+        .into_iter()
+        .filter_map(|isa| Some(format!("{}: {}", isa.name().to_uppercase(), cpu.lacks(isa)?)));
+    Decoded { id: cpu.id, registers, lacks: lacks.collect() }
 }
 
 impl Reading {
@@ -125,15 +145,19 @@ impl Reading {
 
 fn read(cpu: &Cpu, address: Address, value: Option<u64>) -> Reading {
     let register = tables::find(address);
+    let absent = register.is_some_and(|register| register.exists(cpu) == Some(false));
     let better = register.and_then(Register::better).filter(|&better| cpu.value(better).is_some());
+    let told = value.filter(|_| !absent);
     Reading {
         address,
         name: register.map_or("", |register| register.name),
         section: register.map_or("", |register| register.section),
         raw: value.map(|value| Raw { value, width: address.width() }),
+        absent,
+        fault: register.filter(|_| !absent).and_then(|register| fault(cpu, register)),
         superseded_by: better,
-        fields: register.zip(value).map_or_else(Vec::new, |(register, value)| fields(register, value)),
-        unnamed: value.map_or_else(Vec::new, |value| unnamed(register, value)),
+        fields: register.zip(told).map_or_else(Vec::new, |(register, value)| fields(register, value)),
+        unnamed: told.map_or_else(Vec::new, |value| unnamed(register, value)),
     }
 }
 
@@ -160,13 +184,16 @@ fn fields(register: &Register, value: u64) -> Vec<Value> {
         value: 1,
         setting: Some(Setting { can_be_0: false, can_be_1: true, default: 1 }),
         meaning: "Must be 1 and means nothing yet",
+        qemu: "",
+        linux: "",
     }));
     values.sort_by_key(|value| value.bits.low);
     values
 }
 
 fn show(field: &Field, value: u64, setting: Option<Setting>) -> Value {
-    Value { bits: field.bits, name: field.name, value, setting, meaning: field.meaning }
+    let Field { bits, name, meaning, qemu, linux } = *field;
+    Value { bits, name, value, setting, meaning, qemu, linux }
 }
 
 const fn fixed_to_1(allowed: Allowed) -> u64 {
@@ -178,6 +205,7 @@ const fn fixed_to_1(allowed: Allowed) -> u64 {
 fn unnamed(register: Option<&Register>, value: u64) -> Vec<u8> {
     let Some(register) = register else { return ones(value).collect() };
     let set = match (register.kind, register.kind.allowed(value)) {
+        (Kind::Presence, _) => 0,
         (Kind::Controls { .. }, Some(allowed)) => {
             let default1 = register.kind.default1();
             (allowed.one & !default1)
@@ -201,6 +229,11 @@ impl Kind {
 
 fn ones(word: u64) -> impl Iterator<Item = u8> {
     (0..64).filter(move |bit| word >> bit & 1 == 1)
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's way to ask")]
+const fn is_false(is: &bool) -> bool {
+    !*is
 }
 
 fn hex<S: Serializer>(raw: &Option<Raw>, to: S) -> Result<S::Ok, S::Error> {

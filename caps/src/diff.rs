@@ -61,6 +61,12 @@ pub struct Side {
     pub a: String,
     /// What the second says.
     pub b: String,
+    /// QEMU's and libvirt's names for the bits, with spaces between.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub qemu: &'static str,
+    /// Linux' name for them.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub linux: &'static str,
 }
 
 /// What is put side by side.
@@ -79,7 +85,7 @@ pub fn diff(a: &[Cpu], b: &[Cpu], extent: Extent) -> Diff {
     for (cpus, a, b) in paired(a, b) {
         let addresses: BTreeSet<Address> =
             [a, b].iter().flat_map(|cpu| &cpu.registers).map(|r| r.0).collect();
-        same &= addresses.iter().all(|&address| a.known(address) == b.known(address));
+        same &= addresses.iter().all(|&address| said(a, address) == said(b, address));
         let registers = addresses.into_iter().map(|address| register(a, b, address, extent));
         let shown = |register: &Register| extent == Extent::All || register.a != register.b;
         let has = |yes: Option<bool>, no: Option<bool>| yes == Some(true) && no == Some(false);
@@ -115,8 +121,16 @@ fn paired<'a>(a: &'a [Cpu], b: &'a [Cpu]) -> Vec<(Vec<u32>, &'a Cpu, &'a Cpu)> {
     pairs
 }
 
+/// What is known of a register; a value that cannot be so is still what was read.
+fn said(cpu: &Cpu, address: Address) -> Known {
+    match (cpu.known(address), cpu.read(address)) {
+        (Known::Nothing, Some(value)) => Known::Value(value),
+        (known, _) => known,
+    }
+}
+
 fn register(a: &Cpu, b: &Cpu, address: Address, extent: Extent) -> Register {
-    let (a, b) = (a.known(address), b.known(address));
+    let (a, b) = (said(a, address), said(b, address));
     let name = find(address).map_or("", |register| register.name);
     let fields = match (a, b) {
         (Known::Value(a), Known::Value(b)) => sides(address, a, b, extent),
@@ -131,7 +145,8 @@ fn sides(address: Address, a: u64, b: u64, extent: Extent) -> Vec<Side> {
     let side = |(bits, field): (Bits, Option<&Field>)| {
         let (a, b) = (says(a, bits), says(b, bits));
         let shown = a != b || extent == Extent::All && field.is_some();
-        shown.then(|| Side { bits, name: name(bits, field), a, b })
+        let (qemu, linux) = field.map_or(("", ""), |field| (field.qemu, field.linux));
+        shown.then(|| Side { bits, name: name(bits, field), a, b, qemu, linux })
     };
     register.parts().filter_map(side).collect()
 }

@@ -1,24 +1,24 @@
-//! Reads capability registers from dumps, whatever form they have.
+//! Reads capability registers from dumps: our own JSON, or any text that has them.
 //!
-//! | form | its lines |
-//! | --- | --- |
-//! | our own JSON | see [`decode`](super::decode) |
-//! | blocks | `MSR 00000480: 03DA-0500-0000-0013`, `CPUID 8000000A: EAX-EBX-ECX-EDX`, `------[ Logical CPU #1 ]------` |
-//! | rdmsr | the commands and the answers of `rdmsr` from msr-tools, as a terminal shows them |
-//! | list | `0x480 0x3da050000000013`, one register a line, under `CPU 1:` if there are several; also what `cpuid -r` prints |
-//!
-//! Nothing here can fail as a whole: what is wrong is reported with its line and column, the rest is read.
+//! A text is scanned line by line for a register, by its number or by one of its names, and a value; docs/caps.md shows
+//! the forms. Nothing here can fail as a whole: what is wrong is reported with its line and column, the rest is read.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Display;
 
-use super::{Address, Cpu, tables};
+use super::fault::fault;
+use super::{Address, Cpu, Gpr, tables};
 
-mod blocks;
+mod cpus;
+mod find;
 mod json;
-mod list;
+mod leaf;
 mod rdmsr;
-mod words;
+mod scan;
+mod titles;
+mod token;
+mod value;
 
 /// The most complaints about one dump; more say nothing new.
 const MOST_ERRORS: usize = 20;
@@ -44,41 +44,36 @@ pub struct Error {
     pub what: String,
 }
 
-/// The form of a dump.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Json,
-    Blocks,
-    Rdmsr,
-    List,
-}
-
-impl Form {
-    fn of(text: &str) -> Self {
-        if text.trim_start().starts_with('{') {
-            return Self::Json;
-        }
-        let first = text.lines().find_map(|line| match line.trim_start() {
-            line if line.starts_with("------[") || blocks::is_register(line) => Some(Self::Blocks),
-            line if rdmsr::is_one(line) => Some(Self::Rdmsr),
-            _ => None,
-        });
-        first.unwrap_or(Self::List)
-    }
-}
-
 /// Reads a dump of any form.
 pub fn parse(bytes: &[u8]) -> Dump {
-    let text = String::from_utf8_lossy(bytes);
-    let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n").replace('\r', "\n");
+    let text = decoded(bytes);
+    let text = text.trim_start_matches('\u{feff}');
+    let text = match text.contains('\r') {
+        true => Cow::Owned(text.replace("\r\n", "\n").replace('\r', "\n")),
+        false => Cow::Borrowed(text),
+    };
     let mut reader = Reader::default();
-    match Form::of(&text) {
-        Form::Json => json::parse(&text, &mut reader),
-        Form::Blocks => blocks::parse(&text, &mut reader),
-        Form::Rdmsr => rdmsr::parse(&text, &mut reader),
-        Form::List => list::parse(&text, &mut reader),
+    match json_in(&text) {
+        Some(start) => json::parse(&text[start..], text[..start].matches('\n').count(), &mut reader),
+        None => scan::parse(&text, &mut reader),
     }
     reader.finish()
+}
+
+/// UTF-8, or the UTF-16 that PowerShell writes.
+fn decoded(bytes: &[u8]) -> Cow<'_, str> {
+    let Some(rest) = bytes.strip_prefix(&[0xFF, 0xFE]) else { return String::from_utf8_lossy(bytes) };
+    let units = rest.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    char::decode_utf16(units).map(|decoded| decoded.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+/// Where our JSON begins: at the start, or after the command that printed it.
+fn json_in(text: &str) -> Option<usize> {
+    let start = text.len() - text.trim_start().len();
+    if text[start..].starts_with('{') {
+        return Some(start);
+    }
+    text.contains("\"exitscope-caps/").then(|| text.find("\n{").map(|at| at + 1)).flatten()
 }
 
 /// What has been read so far.
@@ -87,6 +82,8 @@ struct Reader {
     dump: Dump,
     /// Where each CPU is, by its number: a dump may have many.
     places: HashMap<u32, usize>,
+    /// The line of each register.
+    lines: HashMap<(u32, Address), usize>,
 }
 
 /// A place in the text, as in [`Error`].
@@ -116,17 +113,32 @@ impl Reader {
     }
 
     /// Keeps a register if it tells of capabilities. Of two readings that differ the first stays.
-    fn keep(&mut self, place: Place, id: u32, address: Address, value: Option<u64>) {
+    fn keep(
+        &mut self,
+        line: usize,
+        id: u32,
+        address: Address,
+        value: Option<u64>,
+        place: impl FnOnce() -> Place,
+    ) {
         if !is_capability(address) {
             return;
         }
+        let is_full = self.dump.errors.len() >= MOST_ERRORS;
         let registers = &mut self.cpu(id).registers;
         match registers.iter_mut().find(|(known, _)| *known == address) {
-            None => registers.push((address, value)),
-            Some((_, unread @ None)) => *unread = value,
-            Some((_, first)) if value.is_some() && *first != value => {
+            None => {
+                registers.push((address, value));
+                self.lines.insert((id, address), line);
+            }
+            Some((_, unread @ None)) if value.is_some() => {
+                *unread = value;
+                self.lines.insert((id, address), line);
+            }
+            // A place costs time in proportion to its line, so it is looked for only if it is told.
+            Some((_, first)) if value.is_some() && *first != value && !is_full => {
                 self.complain(
-                    place,
+                    place(),
                     format_args!("{address} of CPU {id} was given before, with another value"),
                 );
             }
@@ -134,20 +146,53 @@ impl Reader {
         }
     }
 
+    /// Gives others the registers of a CPU; those that have registers of their own keep them.
+    fn share(&mut self, from: u32, others: &[u32]) {
+        let Some(registers) = self.places.get(&from).map(|&index| self.dump.cpus[index].registers.clone())
+        else {
+            return;
+        };
+        for &id in others.iter().filter(|id| !self.places.contains_key(id)).collect::<Vec<_>>() {
+            self.cpu(id).registers.clone_from(&registers);
+        }
+    }
+
     fn finish(mut self) -> Dump {
         if self.dump.cpus.is_empty() && self.dump.errors.is_empty() {
-            self.complain(
-                Place { line: 1, column: 1 },
-                "no capability register in it (such as `0x480 VALUE`)",
-            );
+            self.complain(Place { line: 1, column: 1 }, FORMS);
         }
+        let of_cpu =
+            |cpu: &Cpu| cpu.registers.iter().filter_map(|&(address, _)| self.fault(cpu, address)).collect();
+        let faults: Vec<(Place, String)> =
+            self.dump.cpus.iter().flat_map(|cpu| -> Vec<_> { of_cpu(cpu) }).take(MOST_ERRORS).collect();
+        faults.into_iter().for_each(|(place, what)| self.complain(place, what));
         self.dump
+    }
+
+    /// Why a value cannot be so, and where it was.
+    fn fault(&self, cpu: &Cpu, address: Address) -> Option<(Place, String)> {
+        let register = tables::find(address)?;
+        let (value, why) = (cpu.read(address)?, fault(cpu, register)?);
+        let line = *self.lines.get(&(cpu.id, address))?;
+        let hint = if value == 0 { "was it not read?" } else { "is a digit missing?" };
+        let what = format!("{address} of CPU {} cannot be {value:#x}: {why}; {hint}", cpu.id);
+        (register.exists(cpu) != Some(false)).then_some((Place { line, column: 1 }, what))
     }
 }
 
+/// What is said where nothing was understood.
+const FORMS: &str = "no capability register is understood in it; known are: a register by number or name and its value \
+    (`0x480 0x00da040000000012`, `IA32_VMX_BASIC: 0x00da040000000012`, ``msr[480] = 00da0400`00000012``), the commands and \
+    answers of `rdmsr`, what `cpuid -r` prints, and the JSON of `exitscope caps --json`";
+
 /// Whether the tables know it, or it lies where VMX keeps such registers.
 fn is_capability(address: Address) -> bool {
-    tables::find(address).is_some() || matches!(address, Address::Msr(0x494..=0x49F))
+    match address {
+        Address::Msr(0x3A | 0x480..=0x49F | 0xC001_0114) => true,
+        Address::Msr(_) => false,
+        Address::Cpuid(1, gpr) => gpr == Gpr::Ecx,
+        Address::Cpuid(..) => tables::find(address).is_some(),
+    }
 }
 
 #[cfg(test)]

@@ -10,10 +10,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub mod ask;
 pub mod check;
+pub mod common;
 pub mod decode;
 pub mod diff;
 pub mod dump;
+pub mod fault;
+pub mod feature;
 pub mod live;
+pub mod presence;
+pub mod rule;
+pub mod setting;
 pub mod summary;
 pub mod tables;
 pub mod usage;
@@ -135,23 +141,50 @@ impl<'de> Deserialize<'de> for Address {
 }
 
 impl Cpu {
-    /// What is known of the register at `address`.
+    /// What is known of the register at `address`: a value counts only where the register exists and can read so.
     pub fn known(&self, address: Address) -> Known {
-        let lacks = || {
-            let register = tables::find(address)?;
-            Some(!self.tells_of(register.isa()) || register.exists(self) == Some(false))
-        };
-        match self.value(address) {
-            Some(value) => Known::Value(value),
-            None if lacks() == Some(true) => Known::Absent,
-            None => Known::Nothing,
+        let read = self.read(address);
+        let Some(register) = tables::find(address) else { return read.map_or(Known::Nothing, Known::Value) };
+        match (register.exists(self), read) {
+            (Some(false), _) => Known::Absent,
+            (_, Some(value)) if fault::fault(self, register).is_none() => Known::Value(value),
+            _ => Known::Nothing,
         }
     }
 
-    /// What was read at `address`; `None` is "not known".
+    /// The value at `address`, if it is known.
     pub fn value(&self, address: Address) -> Option<u64> {
+        match self.known(address) {
+            Known::Value(value) => Some(value),
+            Known::Absent | Known::Nothing => None,
+        }
+    }
+
+    /// What was read at `address`, whether or not it can be so.
+    pub fn read(&self, address: Address) -> Option<u64> {
         self.registers.iter().find(|(at, _)| *at == address)?.1
     }
+
+    /// Whether the register at `address` was asked for.
+    pub fn asked(&self, address: Address) -> bool {
+        self.registers.iter().any(|(at, _)| *at == address)
+    }
+}
+
+/// Numbers in ascending order as `0-7, 9`.
+pub fn ranges(numbers: impl IntoIterator<Item = u32>) -> String {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let show = |&(first, last): &(u32, u32)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    ranges.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
 /// CPUs that read alike, by the first of each kind.

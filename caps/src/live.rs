@@ -11,7 +11,7 @@ use exitscope_abi::reason::Isa;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::usage::Usage;
-use super::{Address, Cpu, Gpr, ask};
+use super::{Address, Cpu, Gpr, ask, presence};
 
 /// Where the kernel lists its CPUs.
 const ONLINE: &str = "/sys/devices/system/cpu/online";
@@ -68,6 +68,19 @@ pub enum Error {
     },
 }
 
+/// The virtualization that CPUID tells of here; `None` if this CPU has none, or its hypervisor offers none.
+pub fn isa() -> Option<Isa> {
+    presence::isa(here)
+}
+
+/// A register that CPUID fills, on the CPU that this thread runs on.
+fn here(address: Address) -> Option<u64> {
+    match address {
+        Address::Cpuid(leaf, gpr) => Some(result(cpuid(leaf), gpr)),
+        Address::Msr(_) => None,
+    }
+}
+
 /// Reads every CPU that is online. If nothing at all can be read, that is an error; if something cannot, a complaint.
 pub fn read() -> Result<Live, Error> {
     let isa = isa().ok_or(Error::NoVirtualization)?;
@@ -79,12 +92,16 @@ pub fn read() -> Result<Live, Error> {
         let leaves = (isa == Isa::Svm).then(|| Leaves::of(id).map_err(complain).ok()).flatten();
         live.cpus.push(ask::read(id, isa, |address| match address {
             Address::Msr(number) => msr(driver.as_ref()?, number),
+            // Every CPU of a machine says the same of VMX: no need to go there.
+            Address::Cpuid(1, _) => here(address),
             Address::Cpuid(leaf, gpr) => leaves?.get(leaf, gpr),
         }));
     }
-    let readings = || live.cpus.iter().flat_map(|cpu| &cpu.registers);
+    // That there is VMX says nothing of what it can do.
+    let readings = live.cpus.iter().flat_map(|cpu| &cpu.registers);
+    let mut told = readings.filter(|(address, _)| *address != presence::flag(Isa::Vmx).0);
     match live.complaint {
-        Some(error) if readings().all(|(_, value)| value.is_none()) => Err(error),
+        Some(error) if told.all(|(_, value)| value.is_none()) => Err(error),
         complaint => Ok(Live { complaint, ..live }),
     }
 }
@@ -113,15 +130,14 @@ fn cpuid(leaf: u32) -> CpuidResult {
     }
 }
 
-/// The virtualization that CPUID tells of; `None` if this CPU has none, or its hypervisor offers none.
-pub fn isa() -> Option<Isa> {
-    let vmx = cpuid(1).ecx >> 5 & 1 == 1;
-    let svm = highest(0x8000_0000) > 0x8000_0000 && cpuid(0x8000_0001).ecx >> 2 & 1 == 1;
-    match (vmx, svm) {
-        (true, _) => Some(Isa::Vmx),
-        (_, true) => Some(Isa::Svm),
-        _ => None,
-    }
+/// One of the registers that CPUID fills.
+fn result(result: CpuidResult, gpr: Gpr) -> u64 {
+    u64::from(match gpr {
+        Gpr::Eax => result.eax,
+        Gpr::Ebx => result.ebx,
+        Gpr::Ecx => result.ecx,
+        Gpr::Edx => result.edx,
+    })
 }
 
 /// The highest leaf of a range; less than its first one if there is no such range.
@@ -142,7 +158,7 @@ fn move_to(cpu: u32) -> io::Result<()> {
 
 /// SVM's leaves of one CPU.
 #[derive(Clone, Copy)]
-struct Leaves([(u32, CpuidResult); 2]);
+struct Leaves([(u32, CpuidResult); 4]);
 
 impl Leaves {
     /// Asks a CPU.
@@ -151,10 +167,10 @@ impl Leaves {
         let ask = move || {
             move_to(cpu)?;
             let highest = highest(0x8000_0000);
-            // A leaf that the CPU lacks says no to everything.
+            // A leaf that the CPU lacks is not asked for by those who know the highest.
             let none = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
             let leaf = |leaf| (leaf, if leaf <= highest { cpuid(leaf) } else { none });
-            Ok(Self([leaf(0x8000_000A), leaf(0x8000_001F)]))
+            Ok(Self([0x8000_0000, 0x8000_0001, 0x8000_000A, 0x8000_001F].map(leaf)))
         };
         // In a thread of its own, so that the caller stays where it is.
         let asked = thread::spawn(ask).join();
@@ -162,13 +178,8 @@ impl Leaves {
     }
 
     fn get(self, leaf: u32, gpr: Gpr) -> Option<u64> {
-        let (_, result) = self.0.into_iter().find(|(known, _)| *known == leaf)?;
-        Some(u64::from(match gpr {
-            Gpr::Eax => result.eax,
-            Gpr::Ebx => result.ebx,
-            Gpr::Ecx => result.ecx,
-            Gpr::Edx => result.edx,
-        }))
+        let (_, found) = self.0.into_iter().find(|(known, _)| *known == leaf)?;
+        Some(result(found, gpr))
     }
 }
 
@@ -236,7 +247,7 @@ mod tests {
     fn every_leaf_of_the_tables_is_asked_for() {
         let Ok(leaves) = Leaves::of(0) else { return println!("skipped: CPU 0 is out of reach") };
         for register in super::super::tables::REGISTERS {
-            let Address::Cpuid(leaf, gpr) = register.address else { continue };
+            let Address::Cpuid(leaf @ 0x8000_0000.., gpr) = register.address else { continue };
             assert!(leaves.get(leaf, gpr).is_some(), "{leaf:#x}");
         }
         assert!(matches!(Leaves::of(u32::MAX), Err(Error::OutOfReach { cpu: u32::MAX, .. })));

@@ -40,9 +40,9 @@ pub struct Summary {
     pub unknown: Vec<String>,
 }
 
-/// The features of one instruction set; `None` if no register of it was listed.
+/// The features of one instruction set; `None` if the CPU has no such thing, or nothing was read of it.
 pub fn summary(cpu: &Cpu, isa: Isa) -> Option<Summary> {
-    if !cpu.tells_of(isa) {
+    if cpu.offers(isa) != Some(true) {
         return None;
     }
     let mut summary = Summary::default();
@@ -60,7 +60,11 @@ pub fn summary(cpu: &Cpu, isa: Isa) -> Option<Summary> {
 /// Every feature, and everything that it may come with, as `EPT: 1G pages`, each with whether the CPU has it.
 pub fn features(cpu: &Cpu) -> impl Iterator<Item = (String, Option<bool>)> {
     FEATURES.iter().flat_map(move |feature| {
-        let holds = if cpu.tells_of(feature.isa) { feature.holds(cpu) } else { Some(false) };
+        let holds = match cpu.offers(feature.isa) {
+            Some(true) => feature.holds(cpu),
+            Some(false) => Some(false),
+            None => None,
+        };
         let with = feature.with.iter().map(move |(name, test)| {
             let both = if holds == Some(true) { test.holds(cpu) } else { holds };
             (format!("{}: {name}", feature.name), both)
@@ -195,6 +199,7 @@ mod tests {
                 let (address, bit) = match test {
                     Test::Control(controls, bit) => (controls.addresses()[0], bit),
                     Test::Flag(address, bit) => (address, bit),
+                    Test::Leaf(leaf) => panic!("{leaf:#x} is no bit"),
                 };
                 let register = super::super::tables::find(address).unwrap();
                 assert_eq!(register.isa(), feature.isa, "{}", feature.name);

@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
-use exitscope_caps::Cpu;
 use exitscope_caps::check::{self, Answer};
+use exitscope_caps::common::{Common as Shared, common};
 use exitscope_caps::decode::{Document, decode};
 use exitscope_caps::diff::{self, Extent};
 use exitscope_caps::usage::Usage;
+use exitscope_caps::{Address, Cpu, setting, tables};
 use exitscope_view::caps::{self as view, Forms};
 
-use crate::output::{print, print_json};
-use machine::{Machine, Reading};
+use crate::output::{Usage as WrongUsage, print, print_json};
+use machine::{Machine, Reading, Required};
 
 /// Options of `exitscope caps`.
 #[derive(clap::Args)]
@@ -28,8 +29,8 @@ pub struct Args {
 
 #[derive(clap::Args)]
 struct Show {
-    /// Decode a dump: JSON of this command, `MSR 00000480: …` blocks, rdmsr's output, or a list of addresses and
-    /// values; `-` for standard input
+    /// Decode a dump: JSON of this command, or a text that names registers and their values, such as rdmsr's output, a
+    /// log, or a list; `-` for standard input
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// Show what KVM offers its guests here, which needs no root
@@ -52,6 +53,10 @@ enum Command {
     Diff(Diff),
     /// Whether a guest that uses one machine's features runs on another; exit status 0 if so, 1 if not or unknown
     Check(Check),
+    /// What several machines, or all CPUs of one, have in common, as a dump
+    Common(Common),
+    /// What a value of controls (or of CR0 or CR4) sets, and whether a machine allows it; exit status 0 if so
+    Value(Value),
 }
 
 #[derive(clap::Args)]
@@ -70,16 +75,62 @@ struct Diff {
 
 #[derive(clap::Args)]
 struct Check {
-    /// What the guest may use: a dump's file, `-` for standard input, `live` for this machine, or `kvm` for what its
-    /// KVM offers
-    #[arg(long, value_name = "MACHINE")]
-    require: Machine,
+    /// What the guest may use: a dump's file, `-` for standard input, `live` for this machine, `kvm` for what its KVM
+    /// offers; or features with commas between, such as vmx-rdrand-exit,vmx-vmfunc
+    #[arg(long, value_name = "MACHINE|FEATURES")]
+    require: Required,
     /// Where it is to run; likewise
     #[arg(long, value_name = "MACHINE", default_value = "live")]
     on: Machine,
+    /// Show only what is known to be missing, not what is unknown
+    #[arg(long)]
+    missing_only: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+}
+
+#[derive(clap::Args)]
+struct Common {
+    /// Machines, as for `diff`
+    #[arg(required = true, value_name = "MACHINE")]
+    machines: Vec<Machine>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct Value {
+    /// The register that tells which values are allowed, by number or name: 0x482, IA32_VMX_PROCBASED_CTLS
+    #[arg(value_parser = register)]
+    register: Address,
+    /// The value that software sets, in hexadecimal
+    #[arg(value_parser = hexadecimal)]
+    value: u64,
+    /// The machine that is to allow it, as for `diff`; this one unless said, if it can be read
+    #[arg(long, visible_alias = "from", value_name = "MACHINE")]
+    on: Option<Machine>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+fn register(text: &str) -> Result<Address, String> {
+    let bare = text.strip_suffix(['h', 'H']).filter(|_| !text.starts_with("0x")).unwrap_or(text);
+    let digits = bare.strip_prefix("0x").or_else(|| bare.strip_prefix("0X")).unwrap_or(bare);
+    let number = u32::from_str_radix(digits, 16).ok().map(Address::Msr);
+    let address = number.or_else(|| tables::by_name(text).map(|register| register.address));
+    address.ok_or_else(|| "no number (0x482) or name (IA32_VMX_PROCBASED_CTLS) of a register".into())
+}
+
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    let bare: String = text.chars().filter(|c| !['_', '`'].contains(c)).collect();
+    let digits = bare.strip_prefix("0x").or_else(|| bare.strip_prefix("0X")).unwrap_or(&bare);
+    let digits = digits.strip_suffix(['h', 'H']).unwrap_or(digits);
+    let hex = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let value = hex.then(|| u64::from_str_radix(digits, 16).ok()).flatten();
+    value.ok_or_else(|| "no hexadecimal number of at most 64 bits".into())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -96,6 +147,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => args.show.run(),
         Some(Command::Diff(diff)) => diff.run(),
         Some(Command::Check(check)) => check.run(),
+        Some(Command::Common(common)) => common.run(),
+        Some(Command::Value(value)) => value.run(),
     }
 }
 
@@ -141,18 +194,66 @@ impl Diff {
 
 impl Check {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let (require, on) = (self.require.read()?, self.on.read()?);
-        let check = check::check(&require.cpus, &on.cpus);
+        let on = self.on.read()?;
+        let (mut check, require) = match &self.require {
+            Required::Machine(machine) => {
+                let require = machine.read()?;
+                (check::check(&require.cpus, &on.cpus), Some(require))
+            }
+            Required::Features(features) => (check::check_features(features, &on.cpus), None),
+        };
+        if self.missing_only {
+            check.missing_only();
+        }
         match self.json {
             true => print_json(&check)?,
             false => print(&view::check(&check, &self.require.to_string(), &self.on.to_string()))?,
         }
-        finish([require, on], check.answer == Answer::Yes)
+        finish(require.into_iter().chain([on]), check.answer == Answer::Yes)
     }
 }
 
-/// The exit status of a question about two machines.
-fn finish(readings: [Reading; 2], yes: bool) -> anyhow::Result<ExitCode> {
+impl Common {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let readings = self.machines.iter().map(Machine::read).collect::<anyhow::Result<Vec<Reading>>>()?;
+        let Shared { cpu, conflicts } = common(readings.iter().flat_map(|reading| &reading.cpus));
+        match self.json {
+            true => print_json(&decode(&[cpu]))?,
+            false => {
+                let names: Vec<String> = self.machines.iter().map(ToString::to_string).collect();
+                print(&view::list(&cpu, &format!("common to {}", names.join(", "))))?;
+            }
+        }
+        if !conflicts.is_empty() {
+            anyhow::bail!("they contradict each other: {}", conflicts.join("; "));
+        }
+        finish(readings, true)
+    }
+}
+
+impl Value {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        // Where nothing was asked for and nothing can be read, names are worth something.
+        let on = match &self.on {
+            Some(machine) => Some(machine.read()?),
+            None => Machine::Live.read().ok(),
+        };
+        let cpu = on.as_ref().map(|reading| common(&reading.cpus).cpu);
+        let setting = setting::setting(self.register, self.value, cpu.as_ref());
+        let setting = setting.map_err(|error| WrongUsage(error.to_string()))?;
+        match self.json {
+            true => print_json(&setting)?,
+            false => print(&view::setting(
+                &setting,
+                self.on.as_ref().map_or("live".into(), ToString::to_string).as_str(),
+            ))?,
+        }
+        finish(on, setting.answer.is_none_or(|answer| answer == Answer::Yes))
+    }
+}
+
+/// The exit status of a question about machines.
+fn finish(readings: impl IntoIterator<Item = Reading>, yes: bool) -> anyhow::Result<ExitCode> {
     match readings.into_iter().find_map(|reading| reading.complaint) {
         Some(complaint) => Err(complaint),
         None => Ok(if yes { ExitCode::SUCCESS } else { ExitCode::FAILURE }),

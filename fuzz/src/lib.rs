@@ -11,7 +11,11 @@ use exitscope_abi::leaf::{
 };
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{Counters, MAGIC, VERSION};
+use exitscope_caps::check::{Answer, Finding, check};
+use exitscope_caps::common::common;
 use exitscope_caps::decode::decode;
+use exitscope_caps::setting::setting;
+use exitscope_caps::tables::{REGISTERS, Register, find};
 use exitscope_caps::{dump, summary};
 use exitscope_core::btf::{Types, split};
 use exitscope_core::{Accounts, Setting, Sum, answer};
@@ -126,7 +130,7 @@ fn as_told(question: Question, told: Registers, figures: Figures, isa: Isa) {
 }
 
 /// A dump of capability registers, of whatever form: what is read of it is shown, and is the same when it is read from
-/// our own JSON.
+/// our own JSON; what its CPUs have in common is there on each of them, and is the same when it is read as a list.
 ///
 /// # Panics
 /// When it is not.
@@ -144,7 +148,22 @@ pub fn caps(bytes: &[u8]) {
         cpus.iter_mut().for_each(|cpu| cpu.registers.sort());
         cpus
     };
-    assert_eq!(sorted(again.cpus), sorted(read.cpus));
+    assert_eq!(sorted(again.cpus), sorted(read.cpus.clone()));
+
+    let shared = common(read.cpus.iter().take(8)).cpu;
+    let list = dump::parse(view::list(&shared, "all").as_bytes());
+    assert_eq!(list.cpus, if shared.registers.is_empty() { vec![] } else { vec![shared.clone()] });
+    for cpu in read.cpus.iter().take(8) {
+        let answer = check(std::slice::from_ref(&shared), std::slice::from_ref(cpu));
+        let findings = answer.pairs.iter().flat_map(|pair| &pair.findings);
+        let mut bits = findings.filter(|finding| finding.answer == Answer::No && finding.bits.is_some());
+        let firmware = |finding: &&Finding| find(finding.address).is_some_and(Register::is_switch);
+        assert_eq!(bits.find(|finding| !firmware(finding)), None);
+        let _ = view::check(&answer, "all", "one");
+        for register in REGISTERS {
+            let _ = setting(register.address, 0x8401_E172, Some(cpu)).map(|told| view::setting(&told, "one"));
+        }
+    }
 }
 
 /// Lines of Bochs' log; and the same bytes as a line that is sent through it.

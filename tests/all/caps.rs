@@ -100,6 +100,49 @@ fn check_answers_by_its_exit_status() {
     assert_eq!(status, Some(1));
 }
 
+#[test]
+fn features_are_required_by_their_names() {
+    let on = |features, options: &[&str]| {
+        let command = ["check", "--on", "b", "--require", features];
+        compare(&command, "2F5D-7FFF", "2F5D-77FF", options)
+    };
+    assert_eq!(on("vmx-ept,vmx-vmfunc,vid", &[]).0, Some(0));
+    let (status, text) = on("vmx-rdrand-exit,vmx-vmfunc", &[]);
+    assert_eq!(status, Some(1));
+    assert!(
+        text.starts_with("no: b lacks something that is required: vmx-rdrand-exit, vmx-vmfunc\n"),
+        "{text}"
+    );
+    assert!(text.contains("\nmissing IA32_VMX_PROCBASED_CTLS2 RDRAND exiting 11 0 or 1 0 only"), "{text}");
+    assert_eq!(on("vmx-mtf", &[]).0, Some(1), "it is not known");
+    assert_eq!(on("vmx-mtf", &["--missing-only"]).1.lines().count(), 1);
+    assert_eq!(on("vmx-ept,vmx-nonsense", &[]).0, Some(2));
+}
+
+#[test]
+fn a_value_is_held_against_a_machine() {
+    let value = |value, options: &[&str]| compare(&["value", "0x48b", value, "--on", "a"], "", "", options);
+    assert_eq!(value("0x2002", &[]).0, Some(0));
+    let (status, text) = value("0x2002", &["--json"]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &document["schema"]), (Some(0), &"exitscope-caps-value/1".into()));
+    assert_eq!(compare(&["value", "0x48b", "0x20000000", "--on", "b"], "2F5D", "0F5D", &[]).0, Some(1));
+    assert_eq!(compare(&["value", "0x480", "0x1", "--on", "a"], "", "", &[]).0, Some(2));
+    assert_eq!(compare(&["value", "0x48b", "0x2f5d7fff00000000"], "", "", &[]).0, Some(2));
+}
+
+#[test]
+fn what_is_common_is_a_dump() {
+    let (status, text) = compare(&["common", "a", "b"], "2F5D-7FFF", "0F5D-7FFD", &[]);
+    assert_eq!(status, Some(0));
+    assert!(text.contains("\n0x48b 0x0f5d7ffd00000000 # IA32_VMX_PROCBASED_CTLS2"), "{text}");
+    let output = caps(&text, &["--json"]);
+    assert_eq!((output.status.code(), &json(&output)["cpus"][0]["id"]), (Some(0), &0.into()));
+    let (status, text) = compare(&["common", "a"], "", "", &["--json"]);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &document["schema"]), (Some(0), &"exitscope-caps/1".into()));
+}
+
 /// A machine that can virtualize answers; any other says so, and what can be done.
 #[test]
 fn this_machine_answers_or_says_what_to_do() {

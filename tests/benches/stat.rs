@@ -78,13 +78,13 @@ fn main() {
         writer.write_all_at(&bytes(round), 0).unwrap();
         let start = cpu_time();
         let now = region.snapshot();
-        reading.push((cpu_time() - start));
+        reading.push(cpu_time() - start);
         let using = meter.read(&now.accounts);
         let cpu = using.since(&used);
         let context = Context { cpu: &cpu, ..context };
         let interval = Interval::between(&earlier, &now);
         let shown = text(&interval, context, Some("now"), None);
-        whole.push((cpu_time() - start));
+        whole.push(cpu_time() - start);
         assert_eq!(black_box(cpu.len()), 100);
         assert_eq!(interval.accounts.exits(), 100 * 8 * 12 * 60, "{shown}");
         (earlier, used) = (now, using);

@@ -2,6 +2,7 @@
 
 mod check;
 mod diff;
+mod setting;
 
 use std::fmt::{self, Write};
 
@@ -10,10 +11,11 @@ use exitscope_caps::decode::{Decoded, RESERVED, Reading, Setting, Value, decode_
 use exitscope_caps::summary::{Summary, summary};
 use exitscope_caps::tables::{Controls, Kind, find};
 use exitscope_caps::usage::Usage;
-use exitscope_caps::{Address, Cpu, kinds};
+use exitscope_caps::{Address, Cpu, kinds, ranges};
 
 pub use check::render as check;
 pub use diff::render as diff;
+pub use setting::render as setting;
 
 use crate::text::Table;
 
@@ -56,7 +58,10 @@ fn write_full(out: &mut String, cpus: &[Cpu], forms: Forms) -> fmt::Result {
         writeln!(out, "{}{}", if index > 0 { "\n" } else { "" }, name(ids))?;
         write_summary(out, cpu)?;
     }
-    let Some(((first, _), others)) = groups.split_first() else { return Ok(()) };
+    let Some(((first, ids), others)) = groups.split_first() else { return Ok(()) };
+    if !others.is_empty() {
+        writeln!(out, "\n{}:", name(ids))?;
+    }
     write_tables(out, &decode_cpu(first), forms, |_| true)?;
     for (cpu, ids) in others {
         writeln!(out, "\n{}, where unlike {}:", name(ids), name(&groups[0].1))?;
@@ -67,22 +72,15 @@ fn write_full(out: &mut String, cpus: &[Cpu], forms: Forms) -> fmt::Result {
 
 /// `CPU 3` or `CPUs 0-7, 9`.
 pub(super) fn name(ids: &[u32]) -> String {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for &id in ids {
-        match ranges.last_mut() {
-            Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
-            _ => ranges.push((id, id)),
-        }
-    }
-    let show = |&(first, last): &(u32, u32)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    };
-    let list: Vec<String> = ranges.iter().map(show).collect();
-    format!("CPU{} {}", if ids.len() > 1 { "s" } else { "" }, list.join(", "))
+    format!("CPU{} {}", if ids.len() > 1 { "s" } else { "" }, ranges(ids.iter().copied()))
 }
 
 fn write_summary(out: &mut String, cpu: &Cpu) -> fmt::Result {
+    if Isa::ALL.iter().all(|isa| cpu.offers(*isa) != Some(true)) {
+        for (isa, why) in Isa::ALL.iter().filter_map(|isa| Some((isa, cpu.lacks(*isa)?))) {
+            writeln!(out, "  no {}: {why}", isa.name().to_uppercase())?;
+        }
+    }
     for isa in Isa::ALL {
         let Some(Summary { has, lacks, unknown }) = summary(cpu, isa) else { continue };
         writeln!(out, "  {}{}", isa.name().to_uppercase(), switch(cpu, isa))?;
@@ -97,8 +95,9 @@ fn write_summary(out: &mut String, cpu: &Cpu) -> fmt::Result {
 
 /// Whether firmware lets it be used.
 fn switch(cpu: &Cpu, isa: Isa) -> &'static str {
-    match (isa, cpu.value(Address::Msr(0x3A)), cpu.value(Address::Msr(0xC001_0114))) {
+    match (isa, cpu.read(Address::Msr(0x3A)), cpu.read(Address::Msr(0xC001_0114))) {
         (Isa::Vmx, Some(control), _) if control & 1 == 0 => ", not locked by firmware",
+        (Isa::Vmx, Some(control), _) if control & 0b110 == 0b010 => ", turned on inside SMX only",
         (Isa::Vmx, Some(control), _) if control & 0b100 == 0 => ", turned off by firmware",
         (Isa::Vmx, Some(_), _) => ", turned on by firmware",
         (Isa::Svm, _, Some(control)) if control & 0b1_0000 != 0 => ", turned off by firmware",
@@ -124,6 +123,12 @@ fn write_reading(out: &mut String, reading: &Reading) -> fmt::Result {
     let raw = reading.raw.map_or("unknown: it could not be read".into(), |raw| raw.to_string());
     write!(out, "\n{} ({}) {raw}", title(reading), reading.address)?;
     writeln!(out, "{}{}", if reading.section.is_empty() { "" } else { "   " }, reading.section)?;
+    if reading.absent {
+        writeln!(out, "  means nothing: the CPU has no such register, by what the others say")?;
+    }
+    if let Some(fault) = &reading.fault {
+        writeln!(out, "  cannot be so: {fault}")?;
+    }
     let kind = find(reading.address).map_or(Kind::Plain, |register| register.kind);
     if let Some(first) = reading.fields.first() {
         let table =
@@ -145,22 +150,55 @@ pub(super) fn indented(table: &Table) -> String {
     table.to_string().lines().map(|line| format!("  {line}\n")).collect()
 }
 
-fn settings(fields: &[Value]) -> Table {
-    let mut table = Table::new(&["CONTROL", "BIT", "CAN BE 0", "CAN BE 1", "DEFAULT", "WHEN 1"]).left(5);
-    for Value { bits, name, setting, meaning, .. } in fields {
-        let Some(Setting { can_be_0, can_be_1, default }) = *setting else { continue };
-        let cells = [bits.to_string(), yes(can_be_0).into(), yes(can_be_1).into(), default.to_string()];
-        table.row([name.to_string()].into_iter().chain(cells).chain([meaning.to_string()]));
+/// The names that others have for some bits, QEMU's first.
+pub(super) fn also(qemu: &str, linux: &str) -> String {
+    let linux = Some(linux).filter(|linux| !linux.is_empty() && *linux != qemu);
+    qemu.split_whitespace().chain(linux).collect::<Vec<_>>().join(", ")
+}
+
+/// A table whose last column is the names of others, if any of its rows has one.
+pub(super) fn table(columns: &[&str], left: &[usize], rows: Vec<(Vec<String>, String)>) -> Table {
+    let named = rows.iter().any(|(_, also)| !also.is_empty());
+    let last = named.then_some("QEMU, LINUX");
+    let left = left.iter().copied().chain(named.then_some(columns.len()));
+    let columns: Vec<&str> = columns.iter().copied().chain(last).collect();
+    let mut table = left.fold(Table::new(&columns), Table::left);
+    for (cells, also) in rows {
+        table.row(cells.into_iter().chain(named.then_some(also)));
     }
     table
 }
 
+fn settings(fields: &[Value]) -> Table {
+    let rows = fields.iter().filter_map(|field| {
+        let Value { bits, name, setting, meaning, qemu, linux, .. } = *field;
+        let Setting { can_be_0, can_be_1, default } = setting?;
+        let cells = [name, &bits.to_string(), yes(can_be_0), yes(can_be_1), &default.to_string(), meaning];
+        Some((cells.map(str::to_owned).to_vec(), also(qemu, linux)))
+    });
+    table(&["CONTROL", "BIT", "CAN BE 0", "CAN BE 1", "DEFAULT", "WHEN 1"], &[5], rows.collect())
+}
+
 fn values(fields: &[Value], kind: Kind) -> Table {
-    let mut table = Table::new(&["FIELD", "BITS", "VALUE", "MEANING"]).left(3);
-    for Value { bits, name, value, meaning, .. } in fields {
-        table.row([name.to_string(), bits.to_string(), kind.plainly(*value), meaning.to_string()]);
+    let rows = fields.iter().map(|field| {
+        let Value { bits, name, value, meaning, qemu, linux, .. } = *field;
+        let cells = [name, &bits.to_string(), &kind.plainly(value), meaning];
+        (cells.map(str::to_owned).to_vec(), also(qemu, linux))
+    });
+    table(&["FIELD", "BITS", "VALUE", "MEANING"], &[3], rows.collect())
+}
+
+/// The registers of one CPU as a list that is a dump; `title` says what of.
+pub fn list(cpu: &Cpu, title: &str) -> String {
+    let mut text = format!("# {}\n", title.replace(['\n', '\r'], " "));
+    for (address, value) in &cpu.registers {
+        let value = value.map_or("?".into(), |value| {
+            format!("{value:#0width$x}", width = address.width() as usize / 4 + 2)
+        });
+        let name = find(*address).map_or("", |register| register.name);
+        let _ = writeln!(text, "{address} {value} # {name}");
     }
-    table
+    text
 }
 
 const fn yes(yes: bool) -> &'static str {
@@ -190,7 +228,8 @@ const COURSE: [(&str, Controls); 5] = [
 
 fn write_course(out: &mut String, cpu: &Decoded, forms: Forms) -> fmt::Result {
     for (title, controls) in COURSE {
-        let described = |reading: &&Reading| controls.addresses().contains(&reading.address);
+        let described =
+            |reading: &&Reading| controls.addresses().contains(&reading.address) && !reading.absent;
         for reading in cpu.registers.iter().filter(described).filter(|reading| forms.shows(reading)) {
             write_controls(out, title, reading)?;
         }

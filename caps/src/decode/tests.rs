@@ -89,11 +89,13 @@ fn default1_controls_are_reserved_until_they_may_be_0() {
 
 #[test]
 fn the_true_form_supersedes_where_it_was_read() {
+    const PIN: u64 = 0x7F_0000_0016;
     let superseded = |better| {
-        let document = decode(&[cpu(&[(0x481, Some(0)), (0x48D, better)])]);
+        let document = decode(&[cpu(&[(0x481, Some(PIN)), (0x48D, better)])]);
         document.cpus[0].registers[0].superseded_by
     };
-    assert_eq!(superseded(Some(0)), Some(Address::Msr(0x48D)));
+    assert_eq!(superseded(Some(PIN)), Some(Address::Msr(0x48D)));
+    assert_eq!(superseded(Some(0)), None, "that cannot be");
     assert_eq!(superseded(None), None);
 }
 
@@ -124,10 +126,14 @@ proptest! {
         let address = REGISTERS[index].address;
         let value = value & (u64::MAX >> (64 - address.width()));
         let document = decode(&[Cpu { id: 0, registers: vec![(address, Some(value))] }]);
+        prop_assume!(!document.cpus[0].registers[0].absent);
         let reading = &document.cpus[0].registers[0];
         let named = reading.fields.iter().fold(0, |mask, field| mask | field.bits.mask());
         let told = reading.unnamed.iter().fold(named, |mask, bit| mask | 1 << bit);
-        let set = REGISTERS[index].kind.allowed(value).map_or(value, |allowed| allowed.one);
+        let set = match REGISTERS[index].kind {
+            Kind::Presence => 0,
+            kind => kind.allowed(value).map_or(value, |allowed| allowed.one),
+        };
         prop_assert_eq!(set & !told, 0);
     }
 }

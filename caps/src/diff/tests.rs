@@ -42,10 +42,10 @@ fn fields_that_differ_are_told() {
 
 #[test]
 fn unknown_and_absent_are_told_apart() {
-    let a = [cpu(0, &[(PROC, Some(1 << 63)), (PROC2, Some(0))])];
-    let unknown = [cpu(0, &[(PROC, Some(1 << 63)), (PROC2, None)])];
-    let unlisted = [cpu(0, &[(PROC, Some(1 << 63))])];
-    let absent = [cpu(0, &[(PROC, Some(0))])];
+    let a = [cpu(0, &[(PROC, Some(0x8401_E172 << 32 | 0x0401_E172)), (PROC2, Some(0))])];
+    let unknown = [cpu(0, &[(PROC, Some(0x8401_E172 << 32 | 0x0401_E172)), (PROC2, None)])];
+    let unlisted = [cpu(0, &[(PROC, Some(0x8401_E172 << 32 | 0x0401_E172))])];
+    let absent = [cpu(0, &[(PROC, Some(0x0401_E172 << 32 | 0x0401_E172))])];
     assert_eq!(told(&a, &unknown), ["[0] 0x48b: 0x0 unknown"]);
     assert_eq!(told(&a, &unlisted), ["[0] 0x48b: 0x0 unknown"]);
     assert_eq!(told(&unknown, &unlisted), [""; 0]);

@@ -3,7 +3,7 @@
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::words::hex;
+use super::token::hex;
 use super::{Place, Reader};
 use crate::Address;
 use crate::decode::SCHEMA;
@@ -59,11 +59,13 @@ fn known<'de, D: Deserializer<'de>>(from: D) -> Result<(), D::Error> {
 }
 
 /// Reads a document; of one that is broken, what makes sense by itself.
-pub fn parse(text: &str, reader: &mut Reader) {
+///
+/// `above` lines come before it.
+pub fn parse(text: &str, above: usize, reader: &mut Reader) {
     match serde_json::from_str::<Document>(text) {
         Ok(document) => read(document, reader),
         Err(error) => {
-            let place = Place { line: error.line().max(1), column: error.column().max(1) };
+            let place = Place { line: above + error.line().max(1), column: error.column().max(1) };
             reader.complain(place, message(&error));
             salvage(text, reader);
         }
@@ -80,7 +82,7 @@ fn read(document: Document, reader: &mut Reader) {
     for Cpu { id, registers } in document.cpus {
         reader.cpu(id);
         for Register { address, value } in registers {
-            reader.keep(Place { line: 1, column: 1 }, id, address, value);
+            reader.keep(1, id, address, value, || Place { line: 1, column: 1 });
         }
     }
 }
@@ -97,7 +99,7 @@ fn salvage(text: &str, reader: &mut Reader) {
             "address" => address = quoted,
             "raw" if quoted.is_some() || plain.starts_with("null") => {
                 if let Some(Ok(found)) = address.take().map(|address| register(address, quoted)) {
-                    reader.keep(Place { line: 1, column: 1 }, cpu, found.address, found.value);
+                    reader.keep(1, cpu, found.address, found.value, || Place { line: 1, column: 1 });
                 }
             }
             _ => {}

@@ -97,9 +97,39 @@ fn a_register_that_needs_another_waits_for_its_answer() {
     assert_eq!(secondary.exists(&read(Some(0xFFFF_FFFF_0401_E172))), Some(true));
     let ept = Test::Control(Controls::Proc2, 1);
     assert_eq!(ept.holds(&read(None)), None);
-    assert_eq!(ept.holds(&read(Some(0))), Some(false), "no secondary controls, hence no EPT");
+    assert_eq!(
+        ept.holds(&read(Some(0x7FFF_FFFF_0401_E172))),
+        Some(false),
+        "no secondary controls, hence no EPT"
+    );
     assert_eq!(ept.holds(&read(Some(u64::MAX))), None, "not read, hence not known");
     let one_gigabyte = Test::Flag(Address::Msr(0x48C), 17);
-    assert_eq!(one_gigabyte.holds(&read(Some(0))), Some(false));
+    assert_eq!(one_gigabyte.holds(&read(Some(0x7FFF_FFFF_0401_E172))), Some(false));
     assert_eq!(one_gigabyte.holds(&read(Some(u64::MAX))), None);
+}
+
+#[test]
+fn registers_have_many_names() {
+    for (name, number) in [
+        ("IA32_VMX_BASIC", 0x480),
+        ("MSR_IA32_VMX_BASIC_INFO", 0x480),
+        ("ia32_vmx_procbased_ctls2", 0x48B),
+        ("MSR_A32_VMX_VMFUNC", 0x491),
+        ("MSR_VMX_TRUE_PINBASED_CTLS", 0x48D),
+        ("MSR_IA32_FEAT_CTL", 0x3A),
+        ("IA32_VMX_EPT_VPID_CAPS", 0x48C),
+        ("MSR_K8_VM_CR", 0xC001_0114),
+        ("MSR_AMD64_VM_CR", 0xC001_0114),
+        ("VM_CR", 0xC001_0114),
+    ] {
+        assert_eq!(by_name(name).map(|register| register.address), Some(Address::Msr(number)), "{name}");
+    }
+    for name in ["IA32_VMX", "IA32_MISC_ENABLE", "SVM features", "", "IA32_VMX_PROCBASED_CTLS4"] {
+        assert!(by_name(name).is_none(), "{name}");
+    }
+    for register in REGISTERS {
+        for name in register.also {
+            assert_eq!(by_name(name).map(|found| found.name), Some(register.name), "{name}");
+        }
+    }
 }

@@ -9,9 +9,10 @@ use std::str::FromStr;
 
 use anyhow::{Context, anyhow, bail};
 use exitscope_abi::reason::Isa;
+use exitscope_caps::feature::{self, Feature};
 use exitscope_caps::live::{self, Live};
 use exitscope_caps::usage::Usage;
-use exitscope_caps::{Address, Cpu, Gpr, ask, dump};
+use exitscope_caps::{Address, Cpu, Gpr, ask, dump, presence};
 use exitscope_vmm::offer::Offer;
 
 /// Where KVM is.
@@ -26,6 +27,49 @@ pub enum Machine {
     Kvm,
     /// One that was dumped; `-` for standard input.
     Dump(PathBuf),
+}
+
+/// What a guest may use: all of a machine, or features by their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Required {
+    /// A machine.
+    Machine(Machine),
+    /// Features.
+    Features(Vec<Feature>),
+}
+
+/// A file, `live` and `kvm` are machines; anything else is a list of features, if it can be one.
+impl FromStr for Required {
+    type Err = feature::Error;
+
+    fn from_str(text: &str) -> Result<Self, feature::Error> {
+        let Ok(machine) = text.parse::<Machine>();
+        let is_file = text.contains('/') || Path::new(text).exists();
+        if !matches!(machine, Machine::Dump(_)) || text == "-" || is_file {
+            return Ok(Self::Machine(machine));
+        }
+        match feature::parse(text) {
+            Ok(features) if !features.is_empty() => Ok(Self::Features(features)),
+            // A word that is neither is more likely a file that is missing.
+            Ok(_) => Ok(Self::Machine(machine)),
+            Err(feature::Error::Unknown { near, .. }) if near.is_empty() && !text.contains(',') => {
+                Ok(Self::Machine(machine))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Display for Required {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(machine) => machine.fmt(f),
+            Self::Features(features) => {
+                let names: Vec<&str> = features.iter().map(|feature| feature.name.as_str()).collect();
+                f.write_str(&names.join(", "))
+            }
+        }
+    }
 }
 
 /// What could be read of a machine.
@@ -104,10 +148,9 @@ fn offered(offer: &Offer) -> anyhow::Result<Cpu> {
             results.into_iter().find(|(of, _)| *of == gpr).map(|(_, value)| value.into())
         }
     };
-    let isa = match (value(Address::Msr(0x480)), offer.cpuid(0x8000_000A)) {
-        (Some(_), _) => Isa::Vmx,
-        (_, Some([revision, ..])) if revision != 0 => Isa::Svm,
-        _ => bail!("{KVM} offers its guests neither VMX nor SVM: load kvm_intel or kvm_amd with nested=1"),
+    let isa = presence::isa(value).filter(|isa| *isa == Isa::Svm || value(Address::Msr(0x480)).is_some());
+    let Some(isa) = isa else {
+        bail!("{KVM} offers its guests neither VMX nor SVM: load kvm_intel or kvm_amd with nested=1")
     };
     let mut cpu = ask::read(0, isa, value);
     // An MSR that KVM does not list is no feature but a state of each guest.
@@ -127,6 +170,16 @@ mod tests {
             assert_eq!(parse(file), Machine::Dump(file.into()));
             assert_eq!(parse(file).to_string(), file);
         }
+    }
+
+    #[test]
+    fn features_are_told_from_machines() {
+        let features = |text: &str| matches!(text.parse(), Ok(Required::Features(_)));
+        assert!(features("vmx-rdrand-exit,vmx-vmfunc") && features("ept"));
+        for machine in ["live", "kvm", "-", "./ept", "nowhere"] {
+            assert!(matches!(machine.parse(), Ok(Required::Machine(_))), "{machine}");
+        }
+        assert!("vmx-ept,nowhere".parse::<Required>().is_err());
     }
 
     #[test]

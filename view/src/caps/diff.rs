@@ -4,8 +4,7 @@ use std::fmt::{self, Write};
 
 use exitscope_caps::diff::{Diff, Register, Side};
 
-use super::{indented, name};
-use crate::text::Table;
+use super::{also, indented, name, table};
 
 /// Shows it to a person; `a` and `b` name the machines.
 pub fn render(diff: &Diff, a: &str, b: &str) -> String {
@@ -36,10 +35,13 @@ fn write_register(out: &mut String, register: &Register, a: &str, b: &str) -> fm
     let Register { address, name, .. } = register;
     let title = if name.is_empty() { "A register without a name" } else { name };
     writeln!(out, "\n{title} ({address})")?;
-    let mut table = Table::new(&["FIELD", "BITS", a, b]);
-    table.row(["all".into(), String::new(), register.a.to_string(), register.b.to_string()]);
-    for Side { bits, name, a, b } in &register.fields {
-        table.row([name.clone(), bits.to_string(), a.clone(), b.clone()]);
-    }
-    write!(out, "{}", indented(&table))
+    let mut rows = vec![(
+        vec!["all".into(), String::new(), register.a.to_string(), register.b.to_string()],
+        String::new(),
+    )];
+    rows.extend(register.fields.iter().map(|side| {
+        let Side { bits, name, a, b, qemu, linux } = side;
+        (vec![name.clone(), bits.to_string(), a.clone(), b.clone()], also(qemu, linux))
+    }));
+    write!(out, "{}", indented(&table(&["FIELD", "BITS", a, b], &[], rows)))
 }

@@ -106,8 +106,8 @@ fn one(id: u32, registers: &[(u32, Option<u64>)]) -> Cpu {
 
 #[test]
 fn differences_begin_with_features() {
-    let secondary = (0x482, Some(1 << 63));
-    let a = [one(0, &[secondary, (0x48B, Some(0x22 << 32)), (0x48C, Some(1 << 17))])];
+    let secondary = (0x482, Some(0x8401_E172_0401_E172));
+    let a = [one(0, &[secondary, (0x48B, Some(0x22 << 32)), (0x48C, Some(1 << 17 | 1 << 6))])];
     let b = [one(0, &[secondary, (0x48B, Some(0x2020 << 32)), (0x491, None)])];
     let differ = |a: &[Cpu], b: &[Cpu], extent| exitscope_caps::diff::diff(a, b, extent);
     let text = diff(&differ(&a, &b, Extent::Differences), "old.txt", "live");
@@ -126,4 +126,74 @@ fn an_answer_says_which_cpu_lacks_it() {
     let text = super::check(&exitscope_caps::check::check(&hybrid[..1], &hybrid), "A", "B");
     assert!(text.starts_with("no: B lacks something that a guest may use on A\n"), "{text}");
     assert!(text.contains("\nCPU 0 of A on CPU 1 of B\n"), "{text}");
+}
+
+#[test]
+fn names_of_others_stand_beside_the_manuals() {
+    let text = full(&cpus(LAPTOP), Forms::Taken);
+    for names in ["vmx-apicv-vid, vid", "vmx-rdrand-exit", "vmx-preemption-timer, preemption_timer"] {
+        assert!(text.lines().any(|line| line.ends_with(names)), "{names}\n{text}");
+    }
+}
+
+#[test]
+fn what_means_nothing_says_so() {
+    let zeros = full(&cpus("0x480 0x005a04000000000d\n0x481 0x3f00000016\n0x48d 0\n"), Forms::Taken);
+    assert!(zeros.contains("IA32_VMX_PINBASED_CTLS (0x481)"), "the original form counts\n{zeros}");
+    assert!(zeros.contains("means nothing: the CPU has no such register"), "{zeros}");
+    let torn = full(&dump::parse(b"0x48b 0x153cfe000000").cpus, Forms::Taken);
+    assert!(torn.contains("cannot be so: controls 25-31 could be neither 0 nor 1"), "{torn}");
+    check(
+        &full(&cpus("0x3a 3\n0x480 0x005a04000000000d"), Forms::Taken),
+        &["  VMX, turned on inside SMX only"],
+        &["off"],
+    );
+    let off = full(&cpus("CPUID 80000001: 0 0 1 0\nCPUID 8000000A: 1 8 0 0"), Forms::Taken);
+    check(&off, &["  no SVM: CPUID 0x80000001 ECX bit 2 is 0"], &["lacks"]);
+}
+
+#[test]
+fn a_list_is_a_dump() {
+    let laptop = cpus(LAPTOP);
+    assert_eq!(cpus(&list(&laptop[0], "a\nlaptop")), laptop);
+}
+
+/// What differs of CPUs that are unlike the first is of them; the rest is not told again.
+#[test]
+fn the_full_text_is_a_dump() {
+    let laptop = cpus(LAPTOP);
+    assert_eq!(cpus(&full(&laptop, Forms::Both)), laptop);
+    let second = LAPTOP.replace("CPU 0", "CPU 1").replace("0x480 03da", "0x480 01da");
+    let unlike = cpus(&full(&cpus(&format!("{LAPTOP}{second}")), Forms::Both));
+    assert_eq!(unlike[0], laptop[0]);
+    assert_eq!(unlike[1], one(1, &[(0x480, Some(0x01DA_0500_0000_0013))]));
+    let alike = LAPTOP.replace("CPU 0", "CPU 1");
+    let both = cpus(&format!("{LAPTOP}{alike}"));
+    assert_eq!(cpus(&full(&both, Forms::Both)), both);
+}
+
+#[test]
+fn a_value_says_what_is_refused() {
+    let laptop = cpus(LAPTOP);
+    let told = |value| {
+        let setting = exitscope_caps::setting::setting(Address::Msr(0x48B), value, Some(&laptop[0]));
+        setting.map(|setting| super::setting(&setting, "B")).unwrap_or_default()
+    };
+    assert!(
+        told(2).starts_with("yes: B allows 0x00000002 by IA32_VMX_PROCBASED_CTLS2 (0x48b)\n"),
+        "{}",
+        told(2)
+    );
+    let refused = told(0x8000_0002);
+    assert!(refused.starts_with("no: B refuses"), "{refused}");
+    assert!(refused.contains("\nrefused  Instruction timeout"), "{refused}");
+}
+
+#[test]
+fn registers_that_are_unknown_as_a_whole_take_one_line() {
+    let laptop = cpus(LAPTOP);
+    let little = cpus("0x480 03da050000000013\n");
+    let text = super::check(&exitscope_caps::check::check(&laptop, &little), "A", "B");
+    assert!(text.contains("\nunknown: IA32_VMX_EPT_VPID_CAP (0x48c)"), "{text}");
+    assert_eq!(text.matches("unknown").count(), 2, "{text}");
 }
