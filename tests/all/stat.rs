@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
+use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{
-    Transcript, command, exits_by_code, flat, guests, insert, linux, machine_of, remove, sums_are_totals,
-    while_running,
+    Transcript, command, exits_by_code, flat, guests, insert, linux, machine_of, machine_with, remove,
+    sums_are_totals, while_running,
 };
 use serde_json::Value;
 
@@ -41,12 +42,7 @@ fn steps(vendor: Vendor) -> Vec<Step> {
         let seconds = if vendor == Vendor::Amd { "0.2" } else { "0.02" };
         line(label, &format!("stat --duration {seconds} {options}"))
     };
-    let next_pid =
-        |pid: u32| Step::Write { path: "/proc/sys/kernel/ns_last_pid".into(), text: (pid - 1).to_string() };
-    // Long enough to outlast all that is done meanwhile.
-    let long = 120_000;
-    let busy = |name: &str, workload: &str| flat(name, workload, long, 1);
-    vec![
+    let mut steps = vec![
         line("no module", "stat -- /init vmm --workload cpuid"),
         guests(vec![linux("without", &["/init guest stat -- /init --version"])]),
         Step::StartHistogram,
@@ -75,6 +71,24 @@ fn steps(vendor: Vendor) -> Vec<Step> {
         line("no program", "stat -- /no/such/program"),
         watch("no vm", "--vm nobody"),
         watch("no reason", "--reason NOTHING"),
+    ];
+    // In Bochs a guest that outlasts this takes minutes; which VM is which does not depend on the vendor.
+    if vendor == Vendor::Amd {
+        steps.extend(two_vms());
+    }
+    steps.push(remove());
+    steps
+}
+
+/// Two VMs at once, whose processes have numbers of which one is a part of the other.
+fn two_vms() -> [Step; 2] {
+    let line = |label: &str, line: &str| command(label, &line.split_whitespace().collect::<Vec<_>>());
+    let watch = |label: &str, options: &str| line(label, &format!("stat --duration 0.2 {options}"));
+    let next_pid =
+        |pid: u32| Step::Write { path: "/proc/sys/kernel/ns_last_pid".into(), text: (pid - 1).to_string() };
+    // Long enough to outlast all that is done meanwhile.
+    let busy = |name: &str, workload: &str| flat(name, workload, 120_000, 1);
+    [
         next_pid(2300),
         while_running(
             vec![busy("spin", "cpuid")],
@@ -83,6 +97,8 @@ fn steps(vendor: Vendor) -> Vec<Step> {
                 while_running(
                     vec![busy("spin-2", "rdmsr")],
                     vec![
+                        // The second of them: eleven VMs came before.
+                        Step::AwaitVm { id: 13 },
                         watch("by pid", "--json --vm 2300"),
                         watch("by name", "--json --vm spin-2"),
                         watch("all", "--json"),
@@ -91,7 +107,6 @@ fn steps(vendor: Vendor) -> Vec<Step> {
                 ),
             ],
         ),
-        remove(),
     ]
 }
 
@@ -149,8 +164,8 @@ fn a_guest_sees_what_its_command_causes(transcript: &Transcript, vendor: Vendor)
         cpuid["exits"].as_u64().unwrap()
     };
     let (frame, whole) = (document(0), document(1));
-    // Discovery, the total, two leaves for each reason, and codes that no manual defines.
-    let asked = 2 * vendor.isa().reasons().len() as u64 + 3;
+    // Discovery, the total, four leaves for each reason, and codes that no manual defines.
+    let asked = 4 * vendor.isa().reasons().len() as u64 + 3;
     assert_eq!(cpuids(&whole) - cpuids(&frame), asked, "{whole}");
     let vm = transcript.vm("inside", "inside");
     assert!(whole["exits"].as_u64().unwrap() < vm.total().exits);
@@ -221,6 +236,9 @@ fn vcpus_and_vms_never_mix(transcript: &Transcript, vendor: Vendor) {
     assert!(second.get(&io) >= Some(&counts(vendor)[1]), "{second:?}");
     let few = second.get(&msr).copied().unwrap_or(0);
     assert!(few < 50, "vCPU 1 has {few} RDMSRs");
+    if vendor != Vendor::Amd {
+        return;
+    }
     let [first, other, all] = ["by pid", "by name", "all"].map(|label| Document::of(transcript, label));
     assert_eq!(first.0["vms"][0]["pid"], 2300);
     assert_eq!(other.0["vms"][0]["pid"], 12300);
@@ -237,7 +255,9 @@ fn every_form_says_the_same(transcript: &Transcript, vendor: Vendor) {
     let heads = |line: &str| line.split_whitespace().take(4).eq(["VM", "NAME", "VCPU", "EXIT"]);
     assert!(text.lines().any(heads), "{text}");
     assert!(text.contains("*emulated*") && text.contains("0 lost"), "{text}");
-    let grouped = |line: &&str| line.contains("text") && line.contains(name);
+    // In Bochs the VM is gone before anyone asks for its name.
+    let named = |line: &str| vendor != Vendor::Amd || line.contains("text");
+    let grouped = |line: &&str| named(line) && line.contains(name);
     assert!(text.lines().any(|line| grouped(&line)), "{text}");
     let csv: Vec<Vec<&str>> =
         transcript.output("csv").lines().map(|line| line.split(',').collect()).collect();
@@ -274,4 +294,23 @@ fn stat_agrees_with_the_module_and_the_kernel() {
 #[test]
 fn stat_agrees_with_the_module_and_the_kernel_on_intel() {
     check(&machine_of(Vendor::Intel, "stat", steps(Vendor::Intel)), Vendor::Intel);
+}
+
+/// A guest that sleeps and then prints: what it prints costs most, and its sleep only where that is asked for. Two
+/// `stat` watch the same guest at once.
+#[test]
+fn sleep_leads_only_where_it_counts() {
+    let both = "stat -x, --duration 21 -- /init stat -x, --with-halt --duration 20";
+    let sleeper = linux("sleeper", &["sleep 5000", "/init --help", "/init vmm --help"]);
+    let watch = command("both", &both.split_whitespace().collect::<Vec<_>>());
+    let steps = vec![insert(""), while_running(vec![sleeper], vec![watch]), remove()];
+    // Its clock counts instructions, so that the guest has booted in the time that is watched.
+    let setup = Setup { name: "sleeper".into(), icount: true, ..Setup::default() };
+    let transcript = machine_with(Vendor::Amd, setup, steps);
+    let text = transcript.output("both");
+    let reasons: Vec<&str> = text.lines().filter_map(|line| line.split(',').nth(2)).collect();
+    let heads: Vec<usize> =
+        reasons.iter().enumerate().filter(|(_, name)| **name == "reason").map(|(at, _)| at).collect();
+    let [with_halt, without] = heads[..] else { panic!("{text}") };
+    assert_eq!([reasons[with_halt + 1], reasons[without + 1]], ["HLT", "IOIO"], "{text}");
 }
