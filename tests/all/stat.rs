@@ -250,7 +250,7 @@ fn vcpus_and_vms_never_mix(transcript: &Transcript, vendor: Vendor) {
 }
 
 fn every_form_says_the_same(transcript: &Transcript, vendor: Vendor) {
-    let name = if vendor == Vendor::Amd { "MSR" } else { "RDMSR" };
+    let name = if vendor == Vendor::Amd { "MSR" } else { "MSR_READ" };
     let text = transcript.output("text");
     let heads = |line: &str| line.split_whitespace().take(4).eq(["VM", "NAME", "VCPU", "EXIT"]);
     assert!(text.lines().any(heads), "{text}");
