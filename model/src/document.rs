@@ -299,13 +299,10 @@ impl Document {
         let mut total = Tally::default();
         rows.iter().for_each(|rows| total.merge(&rows.total));
         let reasons = repeat(&rows, all).into_iter().map(|row| {
-            let spread = |of: &dyn Fn(&Tally) -> u64| {
-                Spread::of(&row.runs.iter().map(|run| of(run) as f64).collect::<Vec<_>>())
-            };
             let cost_ns = |run: &Tally| last.clock.ns(cost(run, options.with_halt)).unwrap_or(0);
             Reason {
-                exits_per_run: Some(spread(&|run| run.exits)),
-                cost_ns_per_run: (last.clock.khz > 0).then(|| spread(&cost_ns)),
+                exits_per_run: Some(row.spread(|run| run.exits)),
+                cost_ns_per_run: (last.clock.khz > 0).then(|| row.spread(cost_ns)),
                 ..reason(last, row.subject.code, &row.tally, last.clock, cycles)
             }
         });

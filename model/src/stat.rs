@@ -179,6 +179,13 @@ pub struct Repeated {
     pub runs: Vec<Tally>,
 }
 
+impl Repeated {
+    /// Mean and deviation of one number of each run.
+    pub fn spread(&self, of: impl Fn(&Tally) -> u64) -> Spread {
+        Spread::of(&self.runs.iter().map(|run| of(run) as f64).collect::<Vec<_>>())
+    }
+}
+
 /// The rows of several runs, each told apart by the same; ranked by the sum of the runs.
 pub fn repeat(runs: &[Rows], options: Options) -> Vec<Repeated> {
     let mut sums: BTreeMap<&Subject, Vec<Tally>> = BTreeMap::new();

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use exitscope_model::document::{Context, Quality};
 use exitscope_model::interval::Interval;
 use exitscope_model::stat::{Repeated, Rows, Spread, cost, repeat};
-use exitscope_model::tally::Tally;
 
 use super::{headings, quality, subject};
 use crate::text::Table;
@@ -50,15 +49,12 @@ pub fn repeated(runs: &[Interval], context: Context<'_>, width: Option<usize>) -
 }
 
 fn figures(row: &Repeated, interval: &Interval, context: Context<'_>) -> Vec<String> {
-    let spread = |of: &dyn Fn(&Tally) -> u64| {
-        Spread::of(&row.runs.iter().map(|run| of(run) as f64).collect::<Vec<_>>())
-    };
-    let exits = spread(&|run| run.exits);
+    let exits = row.spread(|run| run.exits);
     let time = |ticks: f64| match interval.clock.ns(ticks as u64) {
         Some(ns) if !context.cycles => duration(ns),
         _ => grouped(ticks as u64),
     };
-    let cost = spread(&|run| cost(run, context.options.with_halt));
+    let cost = row.spread(|run| cost(run, context.options.with_halt));
     let percent = |spread: Spread| format!("{:.2}%", spread.percent());
     vec![
         grouped(exits.mean.round() as u64),
