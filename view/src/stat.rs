@@ -16,12 +16,24 @@ use exitscope_model::document::{Context, Figures, Parts, Quality};
 use exitscope_model::interval::Interval;
 use exitscope_model::stat::{By, Subject};
 
+use crate::text::Table;
 use crate::units::{duration, grouped};
 
 /// What tells rows apart, as headings.
 fn headings(by: By) -> Vec<&'static str> {
     let all = [(by.vm, "VM"), (by.vm, "NAME"), (by.vcpu, "VCPU"), (by.reason, "EXIT")];
     all.into_iter().filter(|(shown, _)| *shown).map(|(_, heading)| heading).collect()
+}
+
+/// A table of rows that are told apart so; names are aligned left.
+fn table_of(by: By, columns: &[&str]) -> Table {
+    let mut keys = headings(by);
+    if keys.is_empty() {
+        keys.push("");
+    }
+    let table = Table::new(&[&keys[..], columns].concat());
+    let names = keys.iter().enumerate().filter(|(_, key)| ["NAME", "EXIT"].contains(key));
+    names.fold(table, |table, (column, _)| table.left(column))
 }
 
 /// What a row is of, under these headings.
@@ -33,6 +45,9 @@ fn subject(subject: &Subject, interval: &Interval, context: Context<'_>) -> Vec<
     }
     cells.extend(subject.vcpu.map(|vcpu| vcpu.to_string()));
     cells.extend(subject.reason(interval).map(Cow::into_owned));
+    if cells.is_empty() {
+        cells.push("all".into());
+    }
     cells
 }
 

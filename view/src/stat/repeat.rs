@@ -6,8 +6,7 @@ use exitscope_model::document::{Context, Quality};
 use exitscope_model::interval::Interval;
 use exitscope_model::stat::{Repeated, Rows, Spread, cost, repeat};
 
-use super::{headings, quality, subject};
-use crate::text::Table;
+use super::{quality, subject, table_of};
 use crate::units::{duration, grouped};
 
 /// The runs as text: for a run, exits and cost with their standard deviation.
@@ -28,12 +27,7 @@ pub fn repeated(runs: &[Interval], context: Context<'_>, width: Option<usize>) -
         duration(length.mean as u64),
         length.percent()
     );
-    let keys = headings(context.options.by);
-    let mut table = Table::new(&[&keys[..], &["EXITS", "±", "COST", "±", "MEAN"]].concat());
-    for column in keys.iter().enumerate().filter(|(_, key)| ["NAME", "EXIT"].contains(key)).map(|(at, _)| at)
-    {
-        table = table.left(column);
-    }
+    let mut table = table_of(context.options.by, &["EXITS", "±", "COST", "±", "MEAN"]);
     for row in &repeated {
         let cells = subject(&row.subject, last, context);
         table.row(cells.into_iter().chain(figures(row, last, context)));

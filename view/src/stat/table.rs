@@ -7,7 +7,7 @@ use exitscope_model::interval::Interval;
 use exitscope_model::stat::{Rows, cost};
 use exitscope_model::tally::Tally;
 
-use super::{headings, parts, quality, subject, usage};
+use super::{headings, parts, quality, subject, table_of, usage};
 use crate::text::{Table, grouped, share};
 use crate::units::{duration, rate};
 
@@ -47,25 +47,15 @@ pub fn text(interval: &Interval, context: Context<'_>, stamp: Option<&str>, widt
 
 fn table(interval: &Interval, context: Context<'_>, rows: &Rows) -> Table {
     let by = context.options.by;
-    let mut keys = headings(by);
-    if keys.is_empty() {
-        keys.push("");
-    }
-    let mut table = Table::new(&[&keys[..], &COLUMNS].concat());
-    for column in keys.iter().enumerate().filter(|(_, key)| ["NAME", "EXIT"].contains(key)).map(|(at, _)| at)
-    {
-        table = table.left(column);
-    }
+    let mut table = table_of(by, &COLUMNS);
+    let keys = headings(by).len().max(1);
     let blank = |name: String| {
-        let mut cells = vec![String::new(); keys.len()];
+        let mut cells = vec![String::new(); keys];
         cells[0] = name;
         cells
     };
     for row in &rows.rows {
-        let mut cells = subject(&row.subject, interval, context);
-        if cells.is_empty() {
-            cells.push("all".into());
-        }
+        let cells = subject(&row.subject, interval, context);
         table.row(cells.into_iter().chain(figures(interval, context, rows, &row.tally)));
     }
     if let Some((count, tally)) = &rows.other {
