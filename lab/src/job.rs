@@ -2,6 +2,7 @@
 
 use exitscope_caps::Cpu;
 use exitscope_model::{Quality, Tick, Vm};
+pub use exitscope_vmm::bare::Stop;
 use serde::{Deserialize, Serialize};
 
 use crate::emulator::Link;
@@ -124,6 +125,34 @@ pub enum Step {
         sample_ms: Option<u64>,
         /// What to do while they run, once each has had some time.
         meanwhile: Vec<Step>,
+    },
+    /// Keep VMs whose vCPUs have each had an exit, all of one process, while other steps are done.
+    HaltedVms {
+        /// How many.
+        vms: u32,
+        /// vCPUs of each.
+        vcpus: u32,
+        /// What to do meanwhile.
+        meanwhile: Vec<Step>,
+    },
+    /// Have KVM return after a guest's CPUID of a leaf of ours, set its registers, and let it go on:
+    /// [`Event::StoppedCpuid`].
+    StopAfterCpuid {
+        /// Names the event that answers.
+        label: String,
+        /// What makes KVM return.
+        stop: Stop,
+        /// The leaf; the sub-leaf is 0.
+        leaf: u32,
+        /// EAX, EBX, ECX and EDX as the VMM sets them then; `None` leaves them.
+        set: Option<[u64; 4]>,
+    },
+    /// Read a file: [`Event::Output`].
+    Read {
+        /// Names the event that answers.
+        label: String,
+        /// The file.
+        path: String,
     },
     /// Run a program: [`Event::Output`].
     Run {
@@ -313,6 +342,17 @@ pub enum Event {
         label: String,
         /// Pairs of an exit reason and its exits, by reason.
         exits: Vec<(u64, u64)>,
+    },
+    /// A guest's EAX, EBX, ECX and EDX around a CPUID after which KVM returned.
+    StoppedCpuid {
+        /// From [`Step::StopAfterCpuid`].
+        label: String,
+        /// What the VMM reads.
+        read: [u64; 4],
+        /// What the page that it shares with KVM says then.
+        synced: [u64; 4],
+        /// What the guest has two instructions later.
+        after: [u64; 4],
     },
     /// How exits came while guests ran.
     Timeline {

@@ -23,6 +23,7 @@
 //! memory, `vcpu` sets each vCPU up and runs it against the `devices`, and `supervise` waits for the end.
 
 mod acpi;
+pub mod bare;
 mod config;
 mod cpuid;
 mod devices;

@@ -1,5 +1,6 @@
 //! The agent in the emulated machine: interprets the steps of its job.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::thread;
@@ -7,12 +8,14 @@ use std::time::Duration;
 
 use exitscope_host::fuzz_device::fuzz_device;
 use exitscope_host::region::{DEVICE, Region};
+use exitscope_vmm::bare::{BareVm, StoppedCpuid, stop_after_cpuid};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::channel::Channel;
 use super::command::{interrupted, output_of};
 use super::{capabilities, checkers, guests, kernel, vmm};
 use crate::emulator::Link;
-use crate::job::{Event, Insert, Step};
+use crate::job::{Event, Insert, Output, Step};
 
 /// Loads the modules, does every step, and tells how it went.
 pub fn run(link: Link, modules: &[Insert], steps: &[Step]) {
@@ -58,6 +61,33 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             let meanwhile =
                 (!meanwhile.is_empty()).then_some(|channel: &mut Channel| run_steps(meanwhile, channel));
             guests::run(guests, *sample_ms, meanwhile, channel)
+        }
+        Step::HaltedVms { vms, vcpus, meanwhile } => {
+            channel.phase(format!("keeps {vms} VMs of {vcpus} vCPUs"))?;
+            // KVM's own, the VM's and those of its vCPUs.
+            let files = Some(u64::from(*vms) * (2 + u64::from(*vcpus)) + 1_024);
+            setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files })?;
+            let vms: Vec<BareVm> = (0..*vms)
+                .map(|_| BareVm::halted(*vcpus))
+                .collect::<Result<_, _>>()
+                .map_err(io::Error::other)?;
+            run_steps(meanwhile, channel)?;
+            drop(vms);
+            Ok(())
+        }
+        Step::StopAfterCpuid { label, stop, leaf, set } => {
+            let StoppedCpuid { read, synced, after } =
+                stop_after_cpuid(*stop, *leaf, 0, *set).map_err(io::Error::other)?;
+            channel.send(&Event::StoppedCpuid { label: label.clone(), read, synced, after })
+        }
+        Step::Read { label, path } => {
+            let output = Output {
+                command: vec![],
+                status: Some(0),
+                stdout: fs::read_to_string(path)?,
+                stderr: String::new(),
+            };
+            channel.send(&Event::Output { label: label.clone(), output })
         }
         Step::Run { label, command } => {
             channel.send(&Event::Output { label: label.clone(), output: output_of(command) })
