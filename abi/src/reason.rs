@@ -136,10 +136,11 @@ impl Isa {
 /// The index where it is below `length`, else 0: by arithmetic, with which no CPU runs ahead, as the kernel's
 /// `array_index_nospec`. `length` is at most `isize::MAX`.
 fn index_nospec(index: usize, length: usize) -> usize {
-    // The compiler must not see that a comparison has come before, or it would leave the mask out.
+    // The compiler must not see that a comparison has come before, or it would leave the mask out; nor what the mask is
+    // made of, or it might compare again.
     let index = black_box(index);
     let beyond = (index | length.wrapping_sub(1).wrapping_sub(index)) as isize >> (isize::BITS - 1);
-    index & !(beyond as usize)
+    index & !black_box(beyond as usize)
 }
 
 // A table whose rows are out of order or not where `dense` says does not compile.
