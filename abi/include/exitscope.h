@@ -106,17 +106,20 @@ struct exitscope_schema {
 #define EXITSCOPE_EXPOSE_AS_MODULE 0xffffffffU
 
 struct exitscope_policy {
-	__u64 vm;		/* exitscope_vm.id */
+	__u64 vm;		/* exitscope_vm.id; a process, for EXITSCOPE_SET_PROCESS_POLICY */
 	__u32 expose;
 	__u32 reserved;		/* 0 */
 };
 
 /*
- * Both want the device opened for writing (EBADF). EXITSCOPE_SET_POLICY: EINVAL for an unknown policy or reserved
- * other than 0, ENOENT where no live VM has that number, EFAULT. EXITSCOPE_RESET makes what has been counted until now
- * the baseline that readers may subtract: ENOMEM, EINTR. Anything else: ENOTTY.
+ * All want the device opened for writing (EBADF). EXITSCOPE_SET_POLICY: EINVAL for an unknown policy or reserved other
+ * than 0, ENOENT where no live VM has that number, EFAULT. EXITSCOPE_SET_PROCESS_POLICY is for the VMs of a process
+ * that have not exited yet: the same, ESRCH where there is no such process, ENOSPC where too many have a policy.
+ * EXITSCOPE_RESET makes what has been counted until now the baseline that readers may subtract: ENOMEM, EINTR. A reset
+ * and the policy host want CAP_SYS_ADMIN (EPERM). Anything else: ENOTTY.
  */
 #define EXITSCOPE_SET_POLICY _IOW('e', 0xe0, struct exitscope_policy)
 #define EXITSCOPE_RESET _IO('e', 0xe1)
+#define EXITSCOPE_SET_PROCESS_POLICY _IOW('e', 0xe2, struct exitscope_policy)
 
 #endif

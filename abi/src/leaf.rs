@@ -243,10 +243,13 @@ impl Discovery {
     }
 }
 
+/// The bits of a leaf in which all of exitscope's are alike.
+pub const COMMON_BITS: u32 = 0xFFFF_FFF0;
+
 /// Whether a leaf can be exitscope's; a first, cheap sieve.
 #[inline]
 pub const fn may_be_ours(leaf: u32) -> bool {
-    leaf & 0xFFFF_FFF0 == DISCOVERY
+    leaf & COMMON_BITS == DISCOVERY
 }
 
 impl Question {

@@ -36,10 +36,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Set whose exits the guest of one VM is told
+    /// Set whose exits the guest of one VM is told, or of all VMs of a process
+    #[command(allow_missing_positional = true)]
     Policy {
+        /// The process that runs VMs: those that it has, and those that it will have
+        #[arg(long)]
+        pid: Option<u32>,
         /// Number of the VM, as `exitscope module status` shows it
-        vm: u64,
+        #[arg(required_unless_present = "pid", conflicts_with = "pid")]
+        vm: Option<u64>,
         /// `off`, `vm`, `host`, or `default` for the module's parameter `expose`
         policy: String,
     },
@@ -70,7 +75,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
             }
             print(&table.to_string())
         }
-        Command::Policy { vm, policy } => {
+        Command::Policy { pid, vm, policy } => {
             let expose = match policy.as_str() {
                 "default" => None,
                 name => match Expose::from_name(name) {
@@ -78,13 +83,30 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
                     None => bail!(Usage(format!("unknown policy {name}: want off, vm, host or default"))),
                 },
             };
-            match Control::open(device)?.set_policy(*vm, expose)? {
-                true => Ok(()),
-                false => bail!("no live VM has the number {vm}: `exitscope module status` lists them"),
+            let control = Control::open(device)?;
+            match (pid, vm) {
+                (Some(pid), _) => set_process_policy(&control, *pid, expose),
+                (None, Some(vm)) if !control.set_policy(*vm, expose)? => {
+                    bail!("no live VM has the number {vm}: `exitscope module status` lists them")
+                }
+                _ => Ok(()),
             }
         }
         Command::Reset => Ok(Control::open(device)?.reset()?),
     }
+}
+
+/// Sets the policy of the VMs that a process will have, then, so that none is missed, of those that it has.
+fn set_process_policy(control: &Control, pid: u32, expose: Option<Expose>) -> anyhow::Result<()> {
+    if !control.set_process_policy(pid, expose)? {
+        bail!("there is no process {pid}");
+    }
+    let vms = Region::open(Path::new(DEVICE))?.snapshot().vms();
+    for vm in vms.iter().filter(|vm| vm.pid == pid && !vm.finished) {
+        // One that has ended since needs none.
+        control.set_policy(vm.id.parse()?, expose)?;
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]

@@ -176,6 +176,19 @@ impl<'a> Types<'a> {
         self.place_in(&self.root(name), steps)
     }
 
+    /// The value of an enumeration's constant. `None` where there is none of that name, or where two differ.
+    pub fn constant(&self, name: &str) -> Option<u32> {
+        let mut values = [self.module, self.kernel]
+            .into_iter()
+            .flat_map(Blob::types)
+            .filter(|found| found.kind == kind::ENUM)
+            .flat_map(|found| found.data.chunks_exact(PARAMETER))
+            .filter(|constant| word(constant, 0).is_some_and(|its_name| self.is_named(its_name, name)))
+            .map(|constant| word(constant, 4));
+        let first = values.next()??;
+        values.all(|value| value == Some(first)).then_some(first)
+    }
+
     /// What an expression may begin with, by its name; found once for many expressions, as this takes longest.
     pub fn root(&self, name: &str) -> Root<'a> {
         let is_root = |kind| matches!(kind, kind::STRUCT | kind::FUNC | kind::TYPEDEF);

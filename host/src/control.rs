@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use exitscope_abi::control::{Policy, RESET, SET_POLICY};
+use exitscope_abi::control::{Policy, RESET, SET_POLICY, SET_PROCESS_POLICY};
 use exitscope_abi::leaf::Expose;
-use exitscope_abi::region::EXPOSE_AS_MODULE;
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Setter, ioctl};
 
@@ -30,12 +29,23 @@ impl Control {
     /// Sets whose exits the guest of a VM is told; `None` leaves that to the module's parameter. False when no live VM
     /// has this number.
     pub fn set_policy(&self, vm: u64, expose: Option<Expose>) -> Result<bool, Error> {
-        let expose = expose.map_or(EXPOSE_AS_MODULE, |expose| expose as u32);
-        let policy = Policy { vm, expose, reserved: 0 };
+        let policy = Policy::new(vm, expose);
         // SAFETY: the request reads a `Policy`.
         match unsafe { ioctl(&self.device, Setter::<SET_POLICY, Policy>::new(policy)) } {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(self.failed(errno)),
+        }
+    }
+
+    /// Sets whose exits the guests are told of those VMs of a process that have not exited yet, as long as it lives;
+    /// `None` leaves that to the module's parameter. False when there is no such process.
+    pub fn set_process_policy(&self, pid: u32, expose: Option<Expose>) -> Result<bool, Error> {
+        let policy = Policy::new(pid.into(), expose);
+        // SAFETY: the request reads a `Policy`.
+        match unsafe { ioctl(&self.device, Setter::<SET_PROCESS_POLICY, Policy>::new(policy)) } {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
             Err(errno) => Err(self.failed(errno)),
         }
     }

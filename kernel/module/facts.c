@@ -9,31 +9,36 @@
 #include <linux/path.h>
 #include <linux/printk.h>
 #include <linux/sched/task.h>
-#include <linux/version.h>
+#include <linux/string.h>
 #include <linux/vmalloc.h>
 
 #include <asm/svm.h>
 
 #include "shim.h"
 
+u32 exitscope_vmx_exit_reason, exitscope_rip_bit;
+
 #define PLACE(type, member) offsetof(struct type, member), sizeof_field(struct type, member)
 #define FACT(type, member) { #type "." #member, PLACE(type, member) }
 /* A parameter is a vCPU: what it points to has a vCPU's number where a vCPU has it. */
 #define TAKES_VCPU(parameter) { parameter "->vcpu_id", PLACE(kvm_vcpu, vcpu_id) }
+#define CONSTANT(name) { "enum " #name, name, 0 }
 
 /* Headers say these, but for the kernel that they belong to: nothing else makes sure that it is this one. */
 static const struct exitscope_fact kvm_facts[] = {
 	{ "kvm_vcpu", 0, sizeof(struct kvm_vcpu) },
 	FACT(kvm_vcpu, kvm),
 	FACT(kvm_vcpu, vcpu_id),
+	FACT(kvm_vcpu, run),
 	FACT(kvm_vcpu, arch.regs),
-	FACT(kvm_vcpu, arch.regs_avail),
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 2, 0)
-	FACT(kvm_vcpu, arch.rip),
-#endif
+	FACT(kvm_vcpu, arch.regs_dirty),
+	CONSTANT(VCPU_REGS_RAX),
+	CONSTANT(VCPU_REGS_RCX),
+	CONSTANT(VCPU_REGS_RDX),
+	CONSTANT(VCPU_REGS_RBX),
+	{ "enum VCPU_REGS_RIP|enum VCPU_REG_RIP", .found = &exitscope_rip_bit },
 	FACT(kvm_vcpu, arch.guest_state_protected),
 	FACT(kvm_vcpu, arch.hflags),
-	FACT(kvm, userspace_pid),
 	TAKES_VCPU("btf_trace_kvm_exit(1)"),
 	TAKES_VCPU("btf_trace_kvm_entry(1)"),
 	FACT(kvm_vcpu, stat.generic.halt_poll_success_ns),
@@ -51,6 +56,12 @@ static const struct exitscope_fact svm_facts[] = {
 	{ "vcpu_svm.vcpu", 0, sizeof(struct kvm_vcpu) },
 	{ "vcpu_svm.vmcb", VMCB_POINTER, sizeof(void *) },
 	{ "vcpu_svm.vmcb->control.exit_code", PLACE(vmcb, control.exit_code) },
+};
+
+static const struct exitscope_fact vmx_facts[] = {
+	{ "vcpu_vmx.vcpu", 0, sizeof(struct kvm_vcpu) },
+	/* Since 6.16 in a part that the vCPUs of TDX guests have at the same place. */
+	{ "vcpu_vmx.vt.exit_reason|vcpu_vmx.exit_reason", .size = sizeof(u32), .found = &exitscope_vmx_exit_reason },
 };
 
 struct file *exitscope_open(const char *path)
@@ -93,27 +104,36 @@ static void *read_whole(const char *path, size_t *size)
 
 #define BTF "/sys/kernel/btf/"
 
-/* Whether a module of KVM's is as the facts say. -ENOENT without a word: it is not there, or has no BTF. */
+/*
+ * Whether a part of KVM is as the facts say, whether it is a module or built into the kernel. -ENOENT without a word: no
+ * BTF speaks of it.
+ */
 static int prove_with(const void *kernel, size_t kernel_size, const char *name, const struct exitscope_fact *facts,
 		      size_t count)
 {
 	struct exitscope_fact found;
-	const void *module;
-	size_t size, proven;
+	void *module;
+	size_t size = 0, proven;
 	char path[64];
 
 	snprintf(path, sizeof(path), BTF "%s", name);
 	module = read_whole(path, &size);
+	if (PTR_ERR_OR_ZERO(module) == -ENOENT) {
+		module = NULL;
+		size = 0;
+		strscpy(path, BTF "vmlinux", sizeof(path));
+	}
 	if (IS_ERR(module)) {
-		if (PTR_ERR(module) != -ENOENT)
-			pr_err("cannot read %s (%ld)\n", path, PTR_ERR(module));
+		pr_err("cannot read %s (%ld)\n", path, PTR_ERR(module));
 		return PTR_ERR(module);
 	}
 	proven = exitscope_proven(kernel, kernel_size, module, size, facts, count, &found);
 	vfree(module);
 	if (proven == count)
 		return 0;
-	if (found.size)
+	if (!module && !proven)
+		return -ENOENT;
+	if (found.size && !facts[proven].found)
 		pr_err("%s has %s at byte %u (of %u bytes), this module was built for byte %u (of %u): build it for this kernel\n",
 		       path, facts[proven].what, found.offset, found.size, facts[proven].offset, facts[proven].size);
 	else
@@ -139,6 +159,8 @@ int exitscope_prove(bool svm)
 	}
 	if (!err && svm)
 		err = prove_with(kernel, size, "kvm_amd", svm_facts, ARRAY_SIZE(svm_facts));
+	else if (!err)
+		err = prove_with(kernel, size, "kvm_intel", vmx_facts, ARRAY_SIZE(vmx_facts));
 	vfree(kernel);
 	return err;
 }

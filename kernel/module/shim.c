@@ -1,44 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* What only kernel headers can say: tracepoints, a lock, memory, the character device. Decisions are in src/. */
+/* What only kernel headers can say: a vCPU's fields, a lock, memory, the character device. Decisions are in src/. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <asm/hypervisor.h>
 #include <asm/svm.h>
 #include <asm/tsc.h>
+#include <linux/capability.h>
 #include <linux/err.h>
 #include <linux/fs.h>
-#include <linux/ftrace.h>
 #include <linux/gfp.h>
-#include <linux/kprobes.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
+#include <linux/pid.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
-#include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
-#include <linux/tracepoint.h>
+#include <linux/threads.h>
 #include <linux/uaccess.h>
 #include <linux/version.h>
+#include <linux/workqueue.h>
 
 #include "exitscope.h"
 #include "shim.h"
 
-/* Built by make MISCOUNT=1, for self-tests to detect. */
-#define COUNTS_WRONGLY IS_ENABLED(EXITSCOPE_MISCOUNTS)
-
 /* As abi/src/region.rs has it. */
 #define EXITSCOPE_MAX_PAGES 16384
 
-/* Where KVM holds the guest's RIP between exit and entry, and whether it does. Where this is wrong, it does not build. */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 2, 0)
-#define RIP arch.regs[VCPU_REGS_RIP]
-#define RIP_IS_HELD(vcpu) ((vcpu)->arch.regs_avail & BIT(VCPU_REGS_RIP))
+/* What no header and no BTF names where KVM is built without SMM. */
+#ifdef HF_SMM_MASK
+#define EXITSCOPE_SMM HF_SMM_MASK
 #else
-#define RIP arch.rip
-#define RIP_IS_HELD(vcpu) test_bit(VCPU_REG_RIP, (vcpu)->arch.regs_avail)
+#define EXITSCOPE_SMM 0
 #endif
 
 /* An offset as the address of a symbol: Rust's code has it as an immediate, as C's would. */
@@ -48,10 +43,18 @@
 static void __used offsets(void)
 {
 	OFFSET(exitscope_vmcb_pointer, VMCB_POINTER);
+	OFFSET(exitscope_vcpu_vm, offsetof(struct kvm_vcpu, kvm));
+	OFFSET(exitscope_vcpu_id, offsetof(struct kvm_vcpu, vcpu_id));
 	OFFSET(exitscope_vcpu_regs, offsetof(struct kvm_vcpu, arch.regs));
+	OFFSET(exitscope_vcpu_hflags, offsetof(struct kvm_vcpu, arch.hflags));
+	OFFSET(exitscope_vcpu_regs_dirty, offsetof(struct kvm_vcpu, arch.regs_dirty));
+	OFFSET(exitscope_vcpu_is_protected, offsetof(struct kvm_vcpu, arch.guest_state_protected));
+	/* Not offsets, but bits of hflags. */
+	OFFSET(exitscope_nested, HF_GUEST_MASK);
+	OFFSET(exitscope_smm, EXITSCOPE_SMM);
 }
 static_assert(offsetof(struct vmcb, control.exit_code) == 0x70);
-/* As src/probe.rs has them. */
+/* As src/probe.rs has them; facts.c proves them. */
 static_assert(VCPU_REGS_RAX == 0 && VCPU_REGS_RCX == 1 && VCPU_REGS_RDX == 2 && VCPU_REGS_RBX == 3);
 
 DEFINE_PER_CPU(const void *, exitscope_current);
@@ -64,24 +67,73 @@ void exitscope_set_current(const void *slot)
 		per_cpu(exitscope_current, cpu) = slot;
 }
 
-static DEFINE_SPINLOCK(lock);
+/* Raw, as probes are called with interrupts off also on PREEMPT_RT. */
+static DEFINE_RAW_SPINLOCK(lock);
 
 unsigned long exitscope_lock(void)
 {
 	unsigned long flags;
 
-	spin_lock_irqsave(&lock, flags);
+	raw_spin_lock_irqsave(&lock, flags);
 	return flags;
 }
 
 void exitscope_unlock(unsigned long flags)
 {
-	spin_unlock_irqrestore(&lock, flags);
+	raw_spin_unlock_irqrestore(&lock, flags);
 }
+
+/*
+ * Zeroed pages that are ready, under the lock, within which the allocator is not called: it takes longer than all else that
+ * is done there. Probes, which have interrupts off, call it only when hardly any page is left, and never on PREEMPT_RT,
+ * where it may sleep.
+ */
+static void *ready[128];
+static unsigned int ready_count;
+/* Most that are taken before the lock is released: for a VM, a vCPU and their cells. */
+#define TAKEN_AT_ONCE 3
+
+static void fill(unsigned int least, gfp_t flags_of_allocation)
+{
+	while (READ_ONCE(ready_count) < least) {
+		void *page = (void *)get_zeroed_page(flags_of_allocation | __GFP_NOWARN);
+		unsigned long flags;
+
+		if (!page)
+			return;
+		flags = exitscope_lock();
+		if (ready_count < ARRAY_SIZE(ready)) {
+			ready[ready_count++] = page;
+			page = NULL;
+		}
+		exitscope_unlock(flags);
+		exitscope_page_free(page);
+	}
+}
+
+void exitscope_refill(void)
+{
+	fill(ARRAY_SIZE(ready), GFP_KERNEL);
+}
+
+void exitscope_refill_at_once(void)
+{
+	if (!IS_ENABLED(CONFIG_PREEMPT_RT))
+		fill(TAKEN_AT_ONCE, GFP_NOWAIT);
+}
+
+static void refill(struct work_struct *work)
+{
+	exitscope_refill();
+}
+
+static DECLARE_WORK(refilling, refill);
 
 void *exitscope_page_alloc(void)
 {
-	return (void *)get_zeroed_page(GFP_NOWAIT | __GFP_NOWARN);
+	if (ready_count < ARRAY_SIZE(ready) / 2)
+		schedule_work(&refilling);
+	return ready_count ? ready[--ready_count] : NULL;
 }
 
 void exitscope_page_free(void *page)
@@ -89,43 +141,31 @@ void exitscope_page_free(void *page)
 	free_page((unsigned long)page);
 }
 
-void *exitscope_alloc(size_t size)
+/* When no probe can ask for a page any more. */
+static void free_ready(void)
 {
-	/* Sizes that are a power of two are aligned to it, so the multiple of 64 that callers need always holds. */
-	return kzalloc(roundup_pow_of_two(size), GFP_NOWAIT | __GFP_NOWARN);
+	cancel_work_sync(&refilling);
+	while (ready_count)
+		exitscope_page_free(ready[--ready_count]);
 }
 
-void exitscope_free(void *memory)
+/* KVM has shown the VMM its guest's registers already, if it wants them so (KVM_CAP_SYNC_REGS): shows them again. */
+void exitscope_vcpu_sync_regs(struct kvm_vcpu *vcpu)
 {
-	kfree(memory);
+	struct kvm_regs *shown = &vcpu->run->s.regs.regs;
+
+	if (!(vcpu->run->kvm_valid_regs & KVM_SYNC_X86_REGS))
+		return;
+	shown->rax = vcpu->arch.regs[VCPU_REGS_RAX];
+	shown->rbx = vcpu->arch.regs[VCPU_REGS_RBX];
+	shown->rcx = vcpu->arch.regs[VCPU_REGS_RCX];
+	shown->rdx = vcpu->arch.regs[VCPU_REGS_RDX];
 }
 
-struct kvm *exitscope_vcpu_vm(struct kvm_vcpu *vcpu)
+/* In the initial PID namespace, as KVM has it in a VM; but there it is the thread that created the VM. */
+u32 exitscope_current_process(void)
 {
-	return vcpu->kvm;
-}
-
-u32 exitscope_vcpu_id(struct kvm_vcpu *vcpu)
-{
-	return vcpu->vcpu_id;
-}
-
-bool exitscope_vcpu_answerable(struct kvm_vcpu *vcpu)
-{
-	return !vcpu->arch.guest_state_protected && !(vcpu->arch.hflags & HF_GUEST_MASK);
-}
-
-bool exitscope_vcpu_rip(struct kvm_vcpu *vcpu, u64 *rip)
-{
-	if (!RIP_IS_HELD(vcpu))
-		return false;
-	*rip = vcpu->RIP;
-	return true;
-}
-
-u32 exitscope_vm_pid(struct kvm *vm)
-{
-	return vm->userspace_pid;
+	return task_tgid_nr(current);
 }
 
 u32 exitscope_current_thread(void)
@@ -158,8 +198,12 @@ void exitscope_bug(void)
 
 static int set_expose(const char *text, const struct kernel_param *param)
 {
-	int err = exitscope_set_expose(text, strcspn(text, "\n"));
+	int err;
 
+	/* It shows a guest the whole host, for which it takes more than the file's mode. */
+	if (sysfs_streq(text, "host") && !capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	err = exitscope_set_expose(text, strcspn(text, "\n"));
 	if (err)
 		pr_err("expose=%s: want off, vm or host\n", text);
 	return err;
@@ -201,10 +245,44 @@ static unsigned int pages = EXITSCOPE_MAX_PAGES;
 module_param(pages, uint, 0444);
 MODULE_PARM_DESC(pages, "the most memory that counters may take, in pages of 4 KiB: 2 to 16384 (the default)");
 
+static unsigned int vm_pages;
+module_param(vm_pages, uint, 0444);
+MODULE_PARM_DESC(vm_pages, "the most memory that counters of one VM may take, in pages of 4 KiB (default 0: a quarter of all)");
+
 u32 exitscope_most_pages(void)
 {
 	return pages;
 }
+
+u32 exitscope_most_pages_of_vm(void)
+{
+	return vm_pages;
+}
+
+const struct pid *exitscope_current_pid(void)
+{
+	return task_tgid(current);
+}
+
+bool exitscope_pid_is_dead(struct pid *pid)
+{
+	bool dead;
+
+	rcu_read_lock();
+	dead = !pid_task(pid, PIDTYPE_TGID);
+	rcu_read_unlock();
+	return dead;
+}
+
+void exitscope_put_pid(struct pid *pid)
+{
+	put_pid(pid);
+}
+
+#ifdef EXITSCOPE_VARIANT_holds
+extern unsigned long exitscope_longest_hold;
+module_param_named(longest_hold, exitscope_longest_hold, ulong, 0644);
+#endif
 
 /* ---- /dev/exitscope: the region, mapped read-only ---- */
 
@@ -236,21 +314,49 @@ static int region_mmap(struct file *file, struct vm_area_struct *area)
 	return 0;
 }
 
-static long region_ioctl(struct file *file, unsigned int request, unsigned long argument)
+/* The frequency may have been refined since the module was loaded. */
+static int region_open(struct inode *inode, struct file *file)
+{
+	exitscope_note_tsc_khz();
+	return 0;
+}
+
+static long set_policy(const struct exitscope_policy *policy)
+{
+	return exitscope_set_policy(policy->vm, policy->expose);
+}
+
+/* By the number that the process has for the caller. */
+static long set_process_policy(const struct exitscope_policy *policy)
+{
+	struct pid *pid = policy->vm <= PID_MAX_LIMIT ? find_get_pid(policy->vm) : NULL;
+	long err = pid && !exitscope_pid_is_dead(pid) ? exitscope_set_process_policy(pid, policy->expose) : -ESRCH;
+
+	if (err)
+		put_pid(pid);
+	return err;
+}
+
+static long change_policy(unsigned int request, const void __user *argument)
+{
+	struct exitscope_policy policy;
+
+	if (copy_from_user(&policy, argument, sizeof(policy)))
+		return -EFAULT;
+	if (policy.reserved)
+		return -EINVAL;
+	if (policy.expose == EXITSCOPE_EXPOSE_HOST && !capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	return request == EXITSCOPE_SET_POLICY ? set_policy(&policy) : set_process_policy(&policy);
+}
+
+static long reset(void)
 {
 	static DEFINE_MUTEX(resetting);
-	struct exitscope_policy policy;
 	long err;
 
-	if (request != EXITSCOPE_SET_POLICY && request != EXITSCOPE_RESET)
-		return -ENOTTY;
-	if (!(file->f_mode & FMODE_WRITE))
-		return -EBADF;
-	if (request == EXITSCOPE_SET_POLICY) {
-		if (copy_from_user(&policy, (void __user *)argument, sizeof(policy)))
-			return -EFAULT;
-		return policy.reserved ? -EINVAL : exitscope_set_policy(policy.vm, policy.expose);
-	}
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
 	if (mutex_lock_interruptible(&resetting))
 		return -EINTR;
 	err = exitscope_reset();
@@ -258,10 +364,21 @@ static long region_ioctl(struct file *file, unsigned int request, unsigned long 
 	return err;
 }
 
+static long region_ioctl(struct file *file, unsigned int request, unsigned long argument)
+{
+	if (request != EXITSCOPE_SET_POLICY && request != EXITSCOPE_SET_PROCESS_POLICY && request != EXITSCOPE_RESET)
+		return -ENOTTY;
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EBADF;
+	return request == EXITSCOPE_RESET ? reset() : change_policy(request, (const void __user *)argument);
+}
+
 static const struct file_operations region_files = {
 	.owner = THIS_MODULE,
+	.open = region_open,
 	.mmap = region_mmap,
 	.unlocked_ioctl = region_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
 };
 
 static struct miscdevice region_device = {
@@ -271,261 +388,33 @@ static struct miscdevice region_device = {
 	.mode = 0600,
 };
 
-/* ---- probes ---- */
-
-/* Exported by kvm.ko; their declarations are in headers that distributions do not ship. */
-extern struct tracepoint __tracepoint_kvm_exit, __tracepoint_kvm_entry;
-
-#ifdef CONFIG_DYNAMIC_FTRACE_WITH_ARGS
-
-#ifndef ftrace_regs_get_argument /* before 6.2 */
-#define ftrace_regs_get_argument(fregs, n) regs_get_kernel_argument(&(fregs)->regs, n)
-#endif
-
-/* A function of KVM's whose first argument is the vCPU, and who is told of its calls. */
-struct probe {
-	/* Never armed: the kernel tells modules in no other way where a function is. */
-	struct kprobe at;
-	void (*call)(struct kvm_vcpu *vcpu);
-};
-
-#define PROBE(function, call) { { .symbol_name = function, .flags = KPROBE_FLAG_DISABLED }, call }
-
-/* Those of every KVM_RUN first. */
-static struct probe probes[] = {
-	PROBE("kvm_arch_vcpu_ioctl_run", exitscope_on_run),
-	PROBE("kvm_sigset_deactivate", exitscope_on_return),
-	PROBE("kvm_vcpu_halt", exitscope_on_halt),
-	PROBE("kvm_vcpu_block", exitscope_on_block),
-	PROBE("kvm_arch_vcpu_destroy", exitscope_on_destroy),
-};
-
-static void notrace on_call(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *regs)
-{
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(probes); i++) {
-		/* An ENDBR may come before the place that ftrace has in a function. */
-		if (ip - (unsigned long)probes[i].at.addr < MCOUNT_INSN_SIZE) {
-			probes[i].call((struct kvm_vcpu *)ftrace_regs_get_argument(regs, 0));
-			break;
-		}
-	}
-}
-
-/*
- * Permanent, so that nobody switches it off by kernel.ftrace_enabled: a vCPU whose end goes unnoticed would leave its
- * account to the next one at its address.
- */
-static struct ftrace_ops probing = { .func = on_call, .flags = FTRACE_OPS_FL_PERMANENT };
-
-static int find_functions(unsigned long *addresses)
-{
-	struct kprobe *found[ARRAY_SIZE(probes)];
-	int err = 0;
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(probes); i++) {
-		err = register_kprobe(&probes[i].at);
-		if (err) {
-			pr_err("this kernel's kvm has no %s to probe (%d)\n", probes[i].at.symbol_name, err);
-			break;
-		}
-		found[i] = &probes[i].at;
-		addresses[i] = (unsigned long)probes[i].at.addr;
-	}
-	unregister_kprobes(found, i);
-	return err;
-}
-
-static int add_probes(void)
-{
-	unsigned long addresses[ARRAY_SIZE(probes)];
-	int err = find_functions(addresses);
-
-	if (err)
-		return err;
-	err = ftrace_set_filter_ips(&probing, addresses, ARRAY_SIZE(addresses), 0, 1) ?:
-	      register_ftrace_function(&probing);
-	if (!err)
-		return 0;
-	ftrace_free_filter(&probing);
-	if (err == -EBUSY)
-		pr_err("ftrace is switched off: sysctl kernel.ftrace_enabled=1\n");
-	else
-		pr_err("this kernel's kvm cannot be probed (%d)\n", err);
-	return err;
-}
-
-static void remove_probes(void)
-{
-	unregister_ftrace_function(&probing);
-	ftrace_free_filter(&probing);
-}
-
-#else
-
-static void remove_probes(void)
-{
-}
-
-static int add_probes(void)
-{
-	pr_err("a kernel without DYNAMIC_FTRACE_WITH_ARGS is not supported\n");
-	return -EOPNOTSUPP;
-}
-
-#endif
-
-static void *on_exit;
-static DEFINE_MUTEX(attaching);
-static bool attached;
-
-static int attach(void)
-{
-	int err = tracepoint_probe_register(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
-
-	if (err)
-		return err;
-	err = tracepoint_probe_register(&__tracepoint_kvm_exit, on_exit, NULL);
-	if (err) {
-		tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
-		tracepoint_synchronize_unregister();
-	}
-	attached = !err;
-	return err;
-}
-
-static void detach(void)
-{
-	if (!attached)
-		return;
-	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
-	tracepoint_probe_unregister(&__tracepoint_kvm_entry, exitscope_on_entry, NULL);
-	tracepoint_synchronize_unregister();
-	attached = false;
-}
-
-#define SVM "kvm_amd"
-
-/* Attaches if kvm_amd is there and proven; waits for it if it is not there. */
-static int attach_svm(bool is_there)
-{
-	int err = exitscope_prove(true);
-
-	if (!err)
-		return attach();
-	if (err != -ENOENT)
-		return err;
-	if (!is_there)
-		return 0;
-	pr_err("there is no /sys/kernel/btf/" SVM ", which tells what struct vcpu_svm is like: this kernel is not supported\n");
-	return -EOPNOTSUPP;
-}
-
-/* kvm_amd comes and goes beneath us. It has no guests before it has come, and none when it goes. */
-static int svm_event(struct notifier_block *self, unsigned long event, void *data)
-{
-	struct module *module = data;
-
-	if (strcmp(module->name, SVM))
-		return NOTIFY_DONE;
-	mutex_lock(&attaching);
-	if (event == MODULE_STATE_COMING && !attached && attach_svm(true))
-		pr_err("exits of its guests are not counted\n");
-	if (event == MODULE_STATE_GOING)
-		detach();
-	mutex_unlock(&attaching);
-	return NOTIFY_OK;
-}
-
-static struct notifier_block svm_notifier = { .notifier_call = svm_event };
-
-static bool svm_is_there(void)
-{
-	struct file *file = exitscope_open("/sys/module/" SVM "/initstate");
-
-	if (IS_ERR(file))
-		return false;
-	filp_close(file, NULL);
-	return true;
-}
-
-static void stop_watching(void)
-{
-	if (boot_cpu_has(X86_FEATURE_SVM))
-		unregister_module_notifier(&svm_notifier);
-	detach();
-}
-
-static int start_watching(void)
-{
-	int err;
-
-	if (!boot_cpu_has(X86_FEATURE_SVM))
-		return exitscope_prove(false) ?: attach();
-	err = register_module_notifier(&svm_notifier);
-	if (err)
-		return err;
-	mutex_lock(&attaching);
-	if (!attached)
-		err = attach_svm(svm_is_there());
-	mutex_unlock(&attaching);
-	/* kvm_amd may have come in the meantime. */
-	if (err)
-		stop_watching();
-	return err;
-}
-
-static int choose_vendor(void)
-{
-	/* Refused here and not by the build, which would fail the installation of such a kernel beside ours (DKMS). */
-	if (IS_ENABLED(CONFIG_CFI_CLANG) || IS_ENABLED(CONFIG_CFI)) {
-		pr_err("a kernel with CFI is not supported: our probes carry no type hashes\n");
-		return -EOPNOTSUPP;
-	}
-	if (IS_ENABLED(CONFIG_PREEMPT_RT)) {
-		pr_err("a kernel with PREEMPT_RT is not supported: our probes allocate memory\n");
-		return -EOPNOTSUPP;
-	}
-	if (boot_cpu_has(X86_FEATURE_SVM)) {
-		on_exit = exitscope_on_svm_exit;
-	} else if (hypervisor_is_type(X86_HYPER_MS_HYPERV)) {
-		/* KVM may keep its VMCS in memory there (enlightened VMCS), where VMREAD does not find it. */
-		pr_err("VMX under Hyper-V is not supported\n");
-		return -EOPNOTSUPP;
-	} else if (boot_cpu_has(X86_FEATURE_VMX)) {
-		on_exit = exitscope_on_vmx_exit;
-	} else {
-		pr_err("this CPU has neither SVM nor VMX\n");
-		return -ENODEV;
-	}
-	return 0;
-}
+/* ---- the module itself ---- */
 
 static int __init exitscope_init(void)
 {
-	int err = choose_vendor() ?: exitscope_start();
+	int err = exitscope_choose_vendor();
 
 	if (err)
 		return err;
-	if (COUNTS_WRONGLY)
-		pr_warn("this build counts wrongly, on purpose: it is for self-tests only\n");
-	err = add_probes();
+	exitscope_refill();
+	err = exitscope_start();
+	if (err)
+		goto memory;
+#ifdef EXITSCOPE_VARIANT
+	pr_warn("this is the build " EXITSCOPE_VARIANT ", which is for tests only\n");
+#endif
+	err = exitscope_start_watching();
 	if (err)
 		goto stop;
-	err = start_watching();
-	if (err)
-		goto probe;
 	/* Last: who has opened it would keep using a module that fails to load. */
 	err = misc_register(&region_device);
 	if (!err)
 		return 0;
-	stop_watching();
-probe:
-	remove_probes();
+	exitscope_stop_watching();
 stop:
 	exitscope_stop();
+memory:
+	free_ready();
 	return err;
 }
 
@@ -533,17 +422,17 @@ stop:
 static void __exit exitscope_exit(void)
 {
 	misc_deregister(&region_device);
-	stop_watching();
-	remove_probes();
+	exitscope_stop_watching();
 	exitscope_stop();
+	free_ready();
 }
 
 module_init(exitscope_init);
 module_exit(exitscope_exit);
 MODULE_LICENSE("GPL");
 MODULE_DESCRIPTION("Counts and times every KVM exit, per VM, vCPU and reason, and answers the guest's CPUID");
-#ifdef EXITSCOPE_MISCOUNTS
-MODULE_VERSION("0.1.0-miscount");
+#ifdef EXITSCOPE_VARIANT
+MODULE_VERSION("0.1.0-" EXITSCOPE_VARIANT);
 #else
 MODULE_VERSION("0.1.0");
 #endif

@@ -247,26 +247,42 @@ fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
         // Nine cells for VMs: one of one vCPU with some of a Linux guest's reasons, and then none.
         insert("pages=2"),
         guests(vec![linux("one", &["/init guest"])]),
-        guests(vec![flat("two", "mmio", 1_000, 2)]),
+        guests(vec![flat("five", "mmio", 1_000, 5)]),
         status_step("end"),
         Step::ReadHistogram { label: "end".into() },
         remove(),
+        // A VM of eight vCPUs that may have eight counters in all, and one that comes after it.
+        insert("pages=64 vm_pages=1"),
+        guests(vec![flat("greedy", "mmio", 1_000, 8)]),
+        guests(vec![flat("modest", "mmio", 1_000, 1)]),
+        status_step("quota"),
+        remove(),
     ];
     let transcript = machine("short", steps);
+    a_vm_has_no_more_counters_than_its_quota(&transcript);
     let end = status(&transcript, "end");
     assert!(end.quality.overflowed && end.quality.unaccounted > 0, "{:?}", end.quality);
     sums_are_totals(&end.vms);
     let counted: u64 = end.vms.iter().map(|vm| vm.total().exits).sum();
     let witnessed: u64 = transcript.kernel_histogram("end").values().sum();
     assert_eq!(counted + end.quality.unaccounted, witnessed);
-    let overflow: u64 = end
-        .vms
-        .iter()
-        .flat_map(reasons)
-        .filter(|reason| reason.code == model::OVERFLOW)
-        .map(|reason| reason.exits)
-        .sum();
-    assert!(overflow > 0);
+    assert!(end.vms.iter().map(overflow).sum::<u64>() > 0);
+}
+
+fn a_vm_has_no_more_counters_than_its_quota(transcript: &Transcript) {
+    let Status { vms, quality, .. } = status(transcript, "quota");
+    assert!(quality.overflowed && quality.unaccounted == 0, "{quality:?}");
+    let [greedy, modest] = [&vms[vms.len() - 2], &vms[vms.len() - 1]];
+    let own = reasons(greedy)
+        .into_iter()
+        .filter(|reason| reason.code != model::OVERFLOW && reason.exits > 0)
+        .count();
+    assert!(own <= 8 && overflow(greedy) > 0 && greedy.total().exits >= 8 * 1_000, "{greedy:?}");
+    assert_eq!(overflow(modest), 0);
+}
+
+fn overflow(vm: &Vm) -> u64 {
+    reasons(vm).into_iter().filter(|reason| reason.code == model::OVERFLOW).map(|reason| reason.exits).sum()
 }
 
 #[test]

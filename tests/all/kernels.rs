@@ -6,7 +6,7 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::parts::series::Series;
 use exitscope_tests::{Lane, machine_of, module};
 
-use crate::{exactness, leaves, policy, shared};
+use crate::{exactness, leaves, policy, registers, shared};
 
 /// Exits of every kind.
 const EXITS: u64 = 5_000;
@@ -36,6 +36,7 @@ fn all_of_it_works(vendor: Vendor, series: Series) {
     exactness::check(&transcript, vendor, EXITS);
     leaves::check(&transcript, vendor);
     policy::check(&transcript, vendor);
+    registers::check(vendor, &transcript);
 }
 
 /// What the kernel's own objtool leaves for it: each return to be patched, in C and in Rust, and how to unwind.

@@ -5,11 +5,11 @@ use std::sync::OnceLock;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_lab::parts::series::Series;
-use exitscope_lab::runs::session::Setup;
+use exitscope_lab::runs::session::{Paging, Setup};
 use exitscope_model::Vm;
 use exitscope_tests::{
-    Transcript, default_series, exits, flat, guests, insert, linux, machine, machine_with, refused, remove,
-    while_running,
+    Transcript, default_series, exits, flat, guests, insert, lab, linux, machine, machine_with, refused,
+    remove, while_running,
 };
 
 use crate::interface::{status, status_step};
@@ -158,7 +158,33 @@ fn time_is_kept_where_it_was_spent() {
 /// One machine for all that is refused.
 fn refusals() -> &'static Transcript {
     static TRANSCRIPT: OnceLock<Transcript> = OnceLock::new();
-    TRANSCRIPT.get_or_init(|| machine("refusals", [parameter_steps(), probe_steps()].concat()))
+    let steps = || [parameter_steps(), probe_steps(), hook_steps()].concat();
+    TRANSCRIPT.get_or_init(|| machine("refusals", steps()))
+}
+
+/// What the kernel says it traces.
+const TRACED: &str = "/sys/kernel/tracing/enabled_functions";
+
+fn hook_steps() -> Vec<Step> {
+    let read = |label: &str| Step::Read { label: label.into(), path: TRACED.into() };
+    let [without, with] = lab(Vendor::Amd).reload_kvm(Paging::Nested);
+    vec![
+        Step::StartHistogram,
+        without,
+        insert(""),
+        read("waiting"),
+        with,
+        read("watching"),
+        guests(vec![flat("hooked", "pio", 10, 1)]),
+        remove(),
+        read("gone"),
+    ]
+}
+
+#[test]
+fn kvm_is_hooked_only_while_its_exits_can_be_counted() {
+    let traced = |label: &str| refusals().output(label).lines().filter(|line| line.contains("kvm")).count();
+    assert_eq!(["waiting", "watching", "gone"].map(traced), [0, 5, 0], "{}", refusals().output("watching"));
 }
 
 fn parameter_steps() -> Vec<Step> {

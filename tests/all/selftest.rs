@@ -67,7 +67,7 @@ fn it_passes_and_fails_as_it_should() {
         selftest(amd, "less", &["--json"]),
         remove(),
     ];
-    let files = vec![(MISCOUNT.into(), lab(amd).miscounting_module().unwrap())];
+    let files = vec![(MISCOUNT.into(), lab(amd).module_variant("miscount").unwrap())];
     let transcript = machine_with(amd, Setup { name: "selftest".into(), files, ..Setup::default() }, steps);
 
     let missing = transcript.result_of("no module");

@@ -229,7 +229,11 @@ pub struct Capabilities<'a> {
 }
 
 impl Transcript {
-    fn find<'a, T>(&'a self, what: &str, name: &str, pick: impl Fn(&'a Event) -> Option<T>) -> T {
+    /// The first event that `pick` takes.
+    ///
+    /// # Panics
+    /// When there is none; `what` and `name` say which.
+    pub fn find<'a, T>(&'a self, what: &str, name: &str, pick: impl Fn(&'a Event) -> Option<T>) -> T {
         self.0
             .iter()
             .find_map(pick)

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicUsize};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, fence};
 
 use exitscope_abi::region::{
     CELL_SIZE, CELLS_PER_PAGE, Counters, EXPOSE_AS_MODULE, FIELDS, FIELDS_PER_CELL, Head, Header, MAGIC,
@@ -91,6 +91,15 @@ pub fn note_move() {
     }
 }
 
+/// Reads numbers without the lock; `None` where some have moved meanwhile.
+pub fn between_moves<T>(read: impl FnOnce() -> T) -> Option<T> {
+    let moves = &header()?.moves;
+    let before = moves.load(Acquire);
+    let result = read();
+    fence(Acquire);
+    (before.is_multiple_of(2) && moves.load(Relaxed) == before).then_some(result)
+}
+
 /// Tells readers that counters are about to be copied to baselines, or have been.
 pub fn note_reset() {
     if let Some(header) = header() {
@@ -119,8 +128,6 @@ impl Pool {
         header.version.store(VERSION, Relaxed);
         header.cell_size.store(CELL_SIZE as u32, Relaxed);
         header.max_cells.store((most_pages() * CELLS_PER_PAGE) as u32, Relaxed);
-        // SAFETY: asks for a kernel variable.
-        header.tsc_khz.store(unsafe { ffi::exitscope_tsc_khz() }, Relaxed);
         for (index, fields) in (0..).zip(FIELDS.chunks(FIELDS_PER_CELL)) {
             let (number, _) = self.alloc(kind::SCHEMA, 0, 0, state::LIVE, |schema: &Schema| {
                 let places = schema.fields.iter().flatten();
@@ -157,21 +164,9 @@ impl Pool {
         Some(())
     }
 
-    pub fn free_cells(&self) -> usize {
-        self.free_cells
-    }
-
     /// Whether there will be no such room unless cells are given back.
     pub fn is_full(&self, cells: usize) -> bool {
-        self.free_cells < cells && COUNT.load(Relaxed) == most_pages()
-    }
-
-    /// Makes sure that so many cells are free.
-    pub fn reserve(&mut self, cells: usize) -> Option<()> {
-        while self.free_cells < cells {
-            self.grow()?;
-        }
-        Some(())
+        self.free_cells + (most_pages() - COUNT.load(Relaxed)) * CELLS_PER_PAGE < cells
     }
 
     /// Allocates a cell for an owner; readers see it once `fill` has written what is not zero.
@@ -183,7 +178,9 @@ impl Pool {
         state: u16,
         fill: impl FnOnce(&T),
     ) -> Option<(Number, &'static T)> {
-        self.reserve(1)?;
+        if self.free_cells == 0 {
+            self.grow()?;
+        }
         let number = self.free_list;
         let cell = cell(number)?;
         // SAFETY: every cell begins with a Head, is as large as Counters, and `kind` stands for T: all are the
@@ -203,6 +200,7 @@ impl Pool {
 
     /// A cell for a VM.
     pub fn alloc_vm(&mut self, id: u64, pid: u32, state: u16) -> Option<Number> {
+        note_tsc_khz();
         let fill = |vm: &VmCell| {
             vm.id.store(id, Relaxed);
             vm.pid.store(pid, Relaxed);
@@ -255,6 +253,15 @@ impl Pool {
     }
 }
 
+/// Writes the frequency of the time stamp counter into the header; the kernel refines it in the first seconds after its
+/// start.
+pub fn note_tsc_khz() {
+    if let Some(header) = header() {
+        // SAFETY: asks for a kernel variable.
+        header.tsc_khz.store(unsafe { ffi::exitscope_tsc_khz() }, Relaxed);
+    }
+}
+
 /// Says in the header that so many cells more are in use.
 fn use_cells(more: i32) {
     if let Some(header) = header() {
@@ -266,6 +273,21 @@ fn use_cells(more: i32) {
 fn most_pages() -> usize {
     // SAFETY: asks for a module parameter that never changes.
     unsafe { ffi::exitscope_most_pages() as usize }.clamp(2, MAX_PAGES)
+}
+
+/// Cells that counters leave free, an eighth of all: so that reasons of the VMs that there are do not keep new vCPUs from
+/// having an account.
+pub fn reserved_for_vcpus() -> usize {
+    most_pages() * CELLS_PER_PAGE / 8
+}
+
+/// The most counters that the vCPUs of one VM may have.
+pub fn most_counters_of_vm() -> usize {
+    // SAFETY: asks for a module parameter that never changes.
+    match unsafe { ffi::exitscope_most_pages_of_vm() as usize } {
+        0 => most_pages() * CELLS_PER_PAGE / 4,
+        pages => pages * CELLS_PER_PAGE,
+    }
 }
 
 /// Zeroes all of a cell but its head.

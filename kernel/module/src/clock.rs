@@ -4,7 +4,7 @@ use exitscope_abi::reason::Isa;
 use exitscope_abi::region::Counters;
 use exitscope_core::Timer;
 
-use crate::ffi::{self, HaltStats};
+use crate::ffi::{self, HaltStats, Mode};
 
 /// State that belongs to the handlers of a vCPU's own events, of which one runs at a time.
 pub struct Clock {
@@ -21,8 +21,8 @@ pub struct CpuidQuery {
     pub isa: Isa,
     pub leaf: u32,
     pub sub_leaf: u32,
-    /// RIP of the instruction.
-    pub rip: u64,
+    /// What the vCPU runs.
+    pub mode: Mode,
 }
 
 /// A halt of a vCPU that has begun, or other blocking.
@@ -47,6 +47,11 @@ impl Clock {
             self.timer.split();
             self.query = None;
         }
+    }
+
+    /// The query of the open exit, if it is one.
+    pub fn take_query(&mut self) -> Option<CpuidQuery> {
+        self.query.take().filter(|_| self.timer.is_split())
     }
 
     /// Adds a halt that has begun to the open exit; `stats` asks for KVM's statistics as they are at its end.

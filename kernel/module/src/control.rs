@@ -1,29 +1,121 @@
 //! What an administrator asks of the module through `/dev/exitscope`, besides reading.
 
-use core::ffi::c_int;
+use core::ffi::{c_int, c_void};
 
 use exitscope_abi::leaf::Expose;
 use exitscope_abi::region::EXPOSE_AS_MODULE;
+use exitscope_core::{Table, copy};
 
-use crate::ffi::{EINVAL, ENOENT, ENOMEM};
-use crate::registry;
+use crate::ffi::{self, EINVAL, ENOENT, ENOMEM, ENOSPC, Text};
+use crate::registry::{Registry, slots, with_lock};
+use crate::slot::{OWNED_WORDS, Slot};
+use crate::{cells, setting};
 
 /// Sets whose exits the guest of a VM is told: a number of [`Expose`], or [`EXPOSE_AS_MODULE`]. 0, -EINVAL for another
 /// number, or -ENOENT where no live VM has the number `id`.
 #[unsafe(no_mangle)]
 pub extern "C" fn exitscope_set_policy(id: u64, expose: u32) -> c_int {
-    let expose = match expose {
-        EXPOSE_AS_MODULE => None,
-        number => match u8::try_from(number).ok().and_then(Expose::from_number) {
-            Some(expose) => Some(expose),
-            None => return -EINVAL,
-        },
+    match to_policy(expose) {
+        None => -EINVAL,
+        Some(expose) if set_expose(id, expose) => 0,
+        Some(_) => -ENOENT,
+    }
+}
+
+/// Sets that of the VMs of a process that have not been seen yet. 0, then the reference to `pid` is the module's; else
+/// -EINVAL, or -ENOSPC where too many processes have one.
+#[unsafe(no_mangle)]
+pub extern "C" fn exitscope_set_process_policy(pid: *const c_void, expose: u32) -> c_int {
+    let Some(expose) = to_policy(expose) else { return -EINVAL };
+    let put = |pid| {
+        // SAFETY: a reference that is ours.
+        unsafe { ffi::exitscope_put_pid(pid) };
     };
-    if registry::set_expose(id, expose) { 0 } else { -ENOENT }
+    while let Some(pid) = with_lock(|registry| registry.policies.take(pid)) {
+        put(pid);
+    }
+    match expose {
+        None => put(pid),
+        Some(expose) if with_lock(|registry| registry.policies.set(pid, expose)) => {}
+        Some(_) => return -ENOSPC,
+    }
+    0
+}
+
+/// The policy of a number, `None` for what the module's parameter says; no policy for other numbers.
+fn to_policy(number: u32) -> Option<Option<Expose>> {
+    match number {
+        EXPOSE_AS_MODULE => Some(None),
+        number => u8::try_from(number).ok().and_then(Expose::from_number).map(Some),
+    }
+}
+
+/// Sets the parameter `expose`. 0, or -EINVAL for an unknown name.
+///
+/// # Safety
+/// As for a byte slice: `text` points to `length` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn exitscope_set_expose(text: Text, length: usize) -> c_int {
+    // SAFETY: the caller's promise.
+    let result = unsafe { setting::set_expose(text, length) };
+    // Those that are made meanwhile follow it anyway.
+    slots().for_each(|slot| with_lock(|_| slot.follow_policy()));
+    result
 }
 
 /// Makes what has been counted until now the baseline that readers may subtract. 0, or -ENOMEM. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn exitscope_reset() -> c_int {
-    if registry::reset() { 0 } else { -ENOMEM }
+    if reset() { 0 } else { -ENOMEM }
+}
+
+/// Does the work for every slot that there is, with the lock held anew for each word of its accounts, until it fails.
+/// Slots that are made meanwhile are left out. The sum of retired VMs comes last, as what is folded into it has been
+/// seen by then.
+fn for_each_word(work: impl Fn(&mut Registry, &'static Slot, usize) -> Option<()>) -> Option<()> {
+    slots().flat_map(|slot| (0..OWNED_WORDS).map(move |word| (slot, word))).try_for_each(|(slot, word)| {
+        // SAFETY: this is a system call, without the lock.
+        unsafe { ffi::exitscope_refill() };
+        with_lock(|registry| work(registry, slot, word))
+    })
+}
+
+/// Sets whose exits the guest of a live VM is told; `None` leaves that to the module's parameter. False when there is
+/// no such VM.
+fn set_expose(id: u64, expose: Option<Expose>) -> bool {
+    let set = |slot: &Slot| {
+        let vm = slot.vm();
+        // SAFETY: the lock is held.
+        let locked = unsafe { vm.locked() };
+        if locked.id != id || locked.kvm.is_null() {
+            return None;
+        }
+        vm.set_expose(expose);
+        Some(())
+    };
+    slots().any(|slot| with_lock(|_| set(slot)).is_some())
+}
+
+/// Copies every account to its baseline, a word of a vCPU's accounts after the other, so that interrupts are not off for
+/// long. False where memory is short; then nothing has been done. One call at a time.
+fn reset() -> bool {
+    // Room comes first: baselines of zero, which change nothing.
+    let made = for_each_word(|registry, slot, word| {
+        slot.owned_in(word).try_for_each(|place| registry.baseline(slot, place).map(|_| ()))
+    });
+    if made.is_none() {
+        return false;
+    }
+    cells::note_reset();
+    let _ = for_each_word(|registry, slot, word| {
+        for place in slot.owned_in(word) {
+            // An account that had no baseline a moment ago has counted since then only.
+            if let (Some(baseline), Some(counters)) = (registry.baseline(slot, place), slot.get(place)) {
+                copy(baseline, counters);
+            }
+        }
+        Some(())
+    });
+    cells::note_reset();
+    true
 }

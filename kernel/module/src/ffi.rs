@@ -1,9 +1,14 @@
 //! What `shim.c` offers, declared for Rust; `shim.h` holds the same declarations for C.
 
+use core::arch::asm;
 use core::ffi::{c_char, c_int, c_ulong, c_void};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::Relaxed;
 
 /// errno values used here, as in `<linux/errno.h>`.
 pub const ENOMEM: c_int = 12;
+/// No space left.
+pub const ENOSPC: c_int = 28;
 /// There is no such thing.
 pub const ENOENT: c_int = 2;
 /// Invalid argument.
@@ -25,7 +30,21 @@ unsafe extern "C" {
     pub static exitscope_vmcb_pointer: c_void;
     /// Not a variable: its address is the offset of the guest's general registers (`vcpu->arch.regs`), 64 bits each
     /// in KVM's order.
-    pub static exitscope_vcpu_regs: c_void;
+    static exitscope_vcpu_regs: c_void;
+    /// Not variables: their addresses are the offsets of a vCPU's VM (`vcpu->kvm`) and number (`vcpu->vcpu_id`).
+    static exitscope_vcpu_vm: c_void;
+    static exitscope_vcpu_id: c_void;
+    /// The same of what KVM knows of a vCPU's state: flags (`arch.hflags`), which registers it has written since the last
+    /// exit (`arch.regs_dirty`), and whether the registers are out of its reach (`arch.guest_state_protected`).
+    static exitscope_vcpu_hflags: c_void;
+    static exitscope_vcpu_regs_dirty: c_void;
+    static exitscope_vcpu_is_protected: c_void;
+    /// Not variables: their addresses are the flags of a vCPU that runs a nested guest, and of one in system management
+    /// mode (0 where KVM has none).
+    static exitscope_nested: c_void;
+    static exitscope_smm: c_void;
+    /// Which bit of `arch.regs_dirty` stands for RIP; set before any exit is seen.
+    static exitscope_rip_bit: AtomicU32;
     /// Per CPU: the slot of the vCPU that it entered last.
     pub static exitscope_current: c_void;
 
@@ -35,36 +54,128 @@ unsafe extern "C" {
     pub fn exitscope_lock() -> c_ulong;
     /// Releases the lock.
     pub fn exitscope_unlock(flags: c_ulong);
-    /// A zeroed page, without sleeping; null when memory is short.
+    /// A zeroed page of those that are ready, null when there is none. Under the lock.
     pub fn exitscope_page_alloc() -> *mut c_void;
+    /// Has pages ready for [`exitscope_page_alloc`]; may sleep, and takes the lock.
+    pub fn exitscope_refill();
+    /// The same without sleeping, as many as one vCPU needs; may fail. Takes the lock.
+    pub fn exitscope_refill_at_once();
     /// Frees such a page.
     pub fn exitscope_page_free(page: *mut c_void);
-    /// Zeroed memory, aligned to 64 bytes for sizes that are a multiple of it, without sleeping; null when short.
-    pub fn exitscope_alloc(size: usize) -> *mut c_void;
-    /// Frees such memory.
-    pub fn exitscope_free(memory: *mut c_void);
-    /// The VM (`struct kvm`) of a vCPU.
-    pub fn exitscope_vcpu_vm(vcpu: *mut c_void) -> *mut c_void;
-    /// KVM's id of a vCPU.
-    pub fn exitscope_vcpu_id(vcpu: *mut c_void) -> u32;
-    /// Whether the guest's own CPUID may be answered: not where its registers are out of KVM's reach (SEV-ES, SEV-SNP,
-    /// TDX), and not while it runs a nested guest.
-    pub fn exitscope_vcpu_answerable(vcpu: *mut c_void) -> bool;
-    /// The guest's RIP as KVM holds it between exit and entry; `false` when KVM does not hold it.
-    pub fn exitscope_vcpu_rip(vcpu: *mut c_void, rip: *mut u64) -> bool;
-    /// The process that created a VM.
-    pub fn exitscope_vm_pid(vm: *mut c_void) -> u32;
+    /// Where KVM's `struct vcpu_vmx` has the reason of the last exit, in bytes; set before any exit is seen.
+    pub static exitscope_vmx_exit_reason: AtomicU32;
+    /// Shows the VMM the general registers as they are now, if it shares them with KVM.
+    pub fn exitscope_vcpu_sync_regs(vcpu: *mut c_void);
+    /// The process that runs, in the initial PID namespace.
+    pub fn exitscope_current_process() -> u32;
     /// The thread that runs, in the initial PID namespace.
     pub fn exitscope_current_thread() -> u32;
     /// How long a vCPU has been halted in its life, as KVM has measured it.
     pub fn exitscope_vcpu_halt_stats(vcpu: *mut c_void) -> HaltStats;
     /// The module's parameter `pages`.
     pub fn exitscope_most_pages() -> u32;
+    /// The module's parameter `vm_pages`.
+    pub fn exitscope_most_pages_of_vm() -> u32;
+    /// The process that runs, as KVM's process of a policy: an address to be compared only.
+    pub fn exitscope_current_pid() -> *const c_void;
+    /// Whether a process of a policy has ended.
+    pub fn exitscope_pid_is_dead(pid: *const c_void) -> bool;
+    /// Gives back the reference to such a process.
+    pub fn exitscope_put_pid(pid: *const c_void);
     /// Frequency of the time stamp counter in kHz, or 0.
     pub fn exitscope_tsc_khz() -> u32;
     /// `BUG()`.
     #[cfg(target_os = "none")]
     pub fn exitscope_bug() -> !;
+}
+
+/// Where a member of a `struct kvm_vcpu` is, from KVM's header by a symbol that stands for its offset.
+macro_rules! member {
+    ($(#[$doc:meta])* $name:ident: $type:ty = $symbol:ident) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// `vcpu` is a `struct kvm_vcpu`.
+        #[inline(always)]
+        pub unsafe fn $name(vcpu: *mut c_void) -> *mut $type {
+            let place: *mut $type;
+            // SAFETY: an addition.
+            unsafe {
+                asm!("lea {}, [{} + {}]", out(reg) place, in(reg) vcpu, sym $symbol,
+                    options(nostack, preserves_flags, pure, readonly));
+            }
+            place
+        }
+    };
+}
+
+member! {
+    /// The VM (`struct kvm`) of a vCPU.
+    vcpu_vm: *mut c_void = exitscope_vcpu_vm
+}
+member! {
+    /// KVM's number of a vCPU.
+    vcpu_id: u32 = exitscope_vcpu_id
+}
+member! {
+    /// The general registers of a vCPU, 64 bits each in the order of `<asm/kvm_vcpu_regs.h>`.
+    vcpu_regs: u64 = exitscope_vcpu_regs
+}
+
+member! {
+    /// A vCPU's flags.
+    vcpu_hflags: u32 = exitscope_vcpu_hflags
+}
+member! {
+    /// The registers that KVM has written since the last exit.
+    vcpu_regs_dirty: u32 = exitscope_vcpu_regs_dirty
+}
+member! {
+    /// Whether a vCPU's registers are out of KVM's reach (SEV-ES, SEV-SNP, TDX).
+    vcpu_is_protected: bool = exitscope_vcpu_is_protected
+}
+
+/// The value of a symbol that is none of an object's.
+macro_rules! value {
+    ($symbol:ident) => {{
+        let value: u64;
+        // SAFETY: the symbol's value alone.
+        unsafe {
+            asm!("mov {}, offset {}", out(reg) value, sym $symbol, options(nomem, nostack, preserves_flags, pure));
+        }
+        value as u32
+    }};
+}
+
+/// What a vCPU runs: 0 for the guest proper, [`Mode::nested`] for a nested guest, another bit for system management mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(u32);
+
+impl Mode {
+    /// That of a vCPU.
+    ///
+    /// # Safety
+    /// `vcpu` is a `struct kvm_vcpu` that is alive.
+    pub unsafe fn of(vcpu: *mut c_void) -> Self {
+        // SAFETY: as the caller promises.
+        Self(unsafe { vcpu_hflags(vcpu).read() } & (value!(exitscope_nested) | value!(exitscope_smm)))
+    }
+
+    /// Whether it is a nested guest.
+    pub fn is_nested(self) -> bool {
+        self.0 & value!(exitscope_nested) != 0
+    }
+}
+
+/// Whether KVM has moved RIP since the last exit. An instruction that KVM has completed does; one that it has faulted does
+/// not, and a reset (INIT) has KVM move all registers, RAX as well, whose bit is the first.
+///
+/// # Safety
+/// `vcpu` is a `struct kvm_vcpu` that is alive.
+pub unsafe fn has_advanced(vcpu: *mut c_void) -> bool {
+    // SAFETY: as the caller promises; the bit was set before.
+    let (dirty, rip) = unsafe { (vcpu_regs_dirty(vcpu).read(), exitscope_rip_bit.load(Relaxed)) };
+    dirty & (1 | 1_u32.wrapping_shl(rip)) == 1_u32.wrapping_shl(rip)
 }
 
 /// Characters of a module parameter.

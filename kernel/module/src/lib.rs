@@ -11,12 +11,17 @@ mod clock;
 mod control;
 mod facts;
 mod ffi;
+#[cfg(exitscope_holds)]
+mod holds;
 #[cfg(exitscope_miscount)]
 mod miscount;
+mod policies;
 mod probe;
+mod records;
 mod registry;
 mod setting;
 mod slot;
+mod whole_host;
 
 use core::ffi::{c_int, c_ulong, c_void};
 
@@ -39,6 +44,12 @@ pub extern "C" fn exitscope_stop() {
 #[unsafe(no_mangle)]
 pub extern "C" fn exitscope_region_page(number: c_ulong) -> *mut c_void {
     cells::page(number as usize)
+}
+
+/// Somebody begins to read.
+#[unsafe(no_mangle)]
+pub extern "C" fn exitscope_note_tsc_khz() {
+    cells::note_tsc_khz();
 }
 
 /// KVM is about to free this vCPU.

@@ -1,4 +1,4 @@
-//! Counts wrongly on purpose, for a self-test to detect; built by `make MISCOUNT=1` only.
+//! Counts wrongly on purpose, for a self-test to detect; built by `make VARIANT=miscount` only.
 
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;

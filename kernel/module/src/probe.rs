@@ -10,20 +10,17 @@ use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
 
-use exitscope_abi::leaf::{Expose, Registers, may_be_ours};
+use exitscope_abi::leaf::{Expose, Registers};
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::Counters;
 use exitscope_core::{EntryKind, Setting, Table, answer};
 
 use crate::clock::{CpuidQuery, Halt};
-use crate::registry::{WholeHost, counters, enroll, find, find_locked};
+use crate::ffi::{self, Mode};
+use crate::registry::{counters, enroll, find_locked, find_same};
+use crate::setting;
 use crate::slot::{OwnVm, Slot};
-use crate::{ffi, setting};
-
-/// VMCS field "exit reason" (SDM vol. 3 appendix B).
-const VMCS_EXIT_REASON: u64 = 0x4402;
-/// VMCS field "guest RIP".
-const VMCS_GUEST_RIP: u64 = 0x681E;
+use crate::whole_host::WholeHost;
 
 /// KVM's numbers of general registers in `vcpu->arch.regs`, in the order of `<asm/kvm_vcpu_regs.h>`.
 mod gpr {
@@ -46,7 +43,8 @@ pub unsafe extern "C" fn exitscope_on_svm_exit(_data: *mut c_void, vcpu: *mut c_
 /// A vCPU has left the guest, on a CPU with VMX.
 ///
 /// # Safety
-/// For KVM's tracepoint only: `vcpu` is a `struct kvm_vcpu` that this CPU has just run; its VMCS is current.
+/// For KVM's tracepoint only: `vcpu` is the start of a `struct vcpu_vmx`, or of TDX's `struct vcpu_tdx`, that this CPU has
+/// just run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_vmx_exit(_data: *mut c_void, vcpu: *mut c_void, _isa: u32) {
     // SAFETY: as this function's.
@@ -67,7 +65,7 @@ unsafe fn on_exit(vcpu: *mut c_void, isa: Isa) {
     let counted =
         if code < const { [0, Isa::Vmx.consecutive() as u64, Isa::Svm.consecutive() as u64] }[isa as usize] {
             // SAFETY: the vCPU is alive.
-            let asks = || may_be_ours(unsafe { gpr(vcpu, gpr::RAX).read() } as u32);
+            let asks = || slot.asks(unsafe { gpr(vcpu, gpr::RAX).read() } as u32);
             // SAFETY: as this function's.
             !(code == u64::from(isa.cpuid()) && asks()) && unsafe { count(slot, vcpu, code as usize) }
         } else {
@@ -114,12 +112,12 @@ unsafe fn record_exit(slot: &Slot, counters: &'static Counters) {
 unsafe fn on_exit_slow(vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as this function's.
     let code = unsafe { exit_code(vcpu, isa) } as u32;
-    let Some(slot) = find(vcpu).or_else(|| enroll(vcpu, isa)) else { return };
+    let Some(slot) = find_same(vcpu).or_else(|| enroll(vcpu, isa)) else { return };
     let Some(counters) = counters(slot, isa, code) else { return };
     // SAFETY: this is the handler of the vCPU's event; the vCPU is alive.
     unsafe {
         record_exit(slot, counters);
-        if code == isa.cpuid() && may_be_ours(gpr(vcpu, gpr::RAX).read() as u32) {
+        if code == isa.cpuid() && slot.asks(gpr(vcpu, gpr::RAX).read() as u32) {
             note_query(slot, vcpu, isa);
         }
     }
@@ -159,8 +157,7 @@ unsafe fn on_entry_slow(vcpu: *mut c_void) {
     unsafe {
         let clock = slot.clock();
         clock.end_halt(now, || ffi::exitscope_vcpu_halt_stats(vcpu));
-        // A query belongs to the exit that it split.
-        let query = clock.query.take().filter(|_| clock.timer.is_split());
+        let query = clock.take_query();
         let kind = clock.timer.entry_slow(now);
         if let Some(query) = query {
             answer_query(slot, vcpu, query);
@@ -182,7 +179,8 @@ unsafe fn on_entry_slow(vcpu: *mut c_void) {
 /// For the probe of KVM's `kvm_arch_vcpu_ioctl_run` only: `vcpu` is its argument.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_on_run(vcpu: *mut c_void) {
-    let Some(slot) = find_locked(vcpu) else { return };
+    // Each vCPU comes by here before it has an exit.
+    let Some(slot) = find_same(vcpu).or_else(|| find_locked(vcpu)) else { return };
     // SAFETY: the vCPU's thread is here, so this is the only handler of its events. RDTSC is always there.
     unsafe { slot.clock().timer.enter_from_user(_rdtsc()) };
 }
@@ -201,6 +199,10 @@ pub unsafe extern "C" fn exitscope_on_return(vcpu: *mut c_void) {
         clock.end_halt(now, || ffi::exitscope_vcpu_halt_stats(vcpu));
         clock.split();
         clock.timer.exit_to_user(now);
+        // Now, as the VMM may read the registers, and what it sets must stay.
+        if clock.take_query().is_some_and(|query| answer_query(slot, vcpu, query)) {
+            ffi::exitscope_vcpu_sync_regs(vcpu);
+        }
     }
 }
 
@@ -234,6 +236,8 @@ unsafe fn begin_halt(vcpu: *mut c_void, halts: bool) {
     unsafe {
         let clock = slot.clock();
         clock.split();
+        // No instruction that KVM has completed lets a vCPU block, but a reset (INIT) does.
+        clock.query = None;
         let before = if halts { Some(ffi::exitscope_vcpu_halt_stats(vcpu)) } else { None };
         clock.halt.get_or_insert(Halt { since: _rdtsc(), before });
     }
@@ -264,39 +268,31 @@ fn set_current(slot: &'static Slot) {
 /// Records a query of one of our leaves, unless the guest is not to be answered.
 ///
 /// # Safety
-/// `vcpu` is alive and this is the handler of its event; on VMX its VMCS is current.
+/// `vcpu` is alive and this is the handler of its event.
 unsafe fn note_query(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as the caller promises.
     unsafe {
-        if slot.vm().expose() == Expose::Off || !ffi::exitscope_vcpu_answerable(vcpu) {
+        let mode = Mode::of(vcpu);
+        if slot.vm().expose() == Expose::Off || ffi::vcpu_is_protected(vcpu).read() || mode.is_nested() {
             return;
-        }
-        let mut rip = 0;
-        match isa {
-            Isa::Vmx => rip = vmread(VMCS_GUEST_RIP),
-            Isa::Svm if !ffi::exitscope_vcpu_rip(vcpu, &raw mut rip) => return,
-            Isa::Svm => {}
         }
         let [leaf, sub_leaf] = [gpr::RAX, gpr::RCX].map(|number| gpr(vcpu, number).read() as u32);
         let clock = slot.clock();
         clock.split();
-        clock.query = Some(CpuidQuery { isa, leaf, sub_leaf, rip });
+        clock.query = Some(CpuidQuery { isa, leaf, sub_leaf, mode });
     }
 }
 
-/// Writes the answer to a query into the guest's registers, if KVM has completed the instruction.
+/// Writes the answer to a query into the guest's registers, if KVM has completed the instruction and the guest still is
+/// where it asked: not in a handler of an SMI. Whether it has.
 ///
 /// # Safety
 /// `vcpu` is alive and this is the handler of its event.
-unsafe fn answer_query(slot: &Slot, vcpu: *mut c_void, query: CpuidQuery) {
-    let CpuidQuery { isa, leaf, sub_leaf, rip } = query;
-    let mut next = 0;
+unsafe fn answer_query(slot: &Slot, vcpu: *mut c_void, query: CpuidQuery) -> bool {
+    let CpuidQuery { isa, leaf, sub_leaf, mode } = query;
     // SAFETY: the vCPU is alive.
-    let known = unsafe { ffi::exitscope_vcpu_rip(vcpu, &raw mut next) };
-    // CPUID is 2 bytes, with prefixes at most 15. RIP elsewhere: it faulted instead (CPUID faulting, SDM vol. 3), or
-    // user space has changed the vCPU's state in between.
-    if !known || !(2..=15).contains(&next.wrapping_sub(rip)) {
-        return;
+    if !unsafe { ffi::has_advanced(vcpu) && Mode::of(vcpu) == mode } {
+        return false;
     }
     let expose = slot.vm().expose();
     let setting = Setting { expose, layout: setting::layout(), isa };
@@ -304,11 +300,12 @@ unsafe fn answer_query(slot: &Slot, vcpu: *mut c_void, query: CpuidQuery) {
         Expose::Host => answer(setting, leaf, sub_leaf, &WholeHost(slot, isa)),
         Expose::Vm | Expose::Off => answer(setting, leaf, sub_leaf, &OwnVm(slot, isa)),
     };
-    let Some(Registers { eax, ebx, ecx, edx }) = registers else { return };
+    let Some(Registers { eax, ebx, ecx, edx }) = registers else { return false };
     for (number, value) in [(gpr::RAX, eax), (gpr::RBX, ebx), (gpr::RCX, ecx), (gpr::RDX, edx)] {
         // SAFETY: the vCPU is alive, and its thread is here, so no one else touches its registers.
         unsafe { gpr(vcpu, number).write(value.into()) };
     }
+    true
 }
 
 /// A general register of a vCPU.
@@ -317,13 +314,8 @@ unsafe fn answer_query(slot: &Slot, vcpu: *mut c_void, query: CpuidQuery) {
 /// `vcpu` is a `struct kvm_vcpu` and `number` one of [`gpr`].
 #[inline(always)]
 unsafe fn gpr(vcpu: *mut c_void, number: usize) -> *mut u64 {
-    let regs: *mut u64;
-    // SAFETY: the shim's symbol stands for the offset of `arch.regs`, from KVM's header.
-    unsafe {
-        asm!("lea {}, [{} + {}]", out(reg) regs, in(reg) vcpu, sym ffi::exitscope_vcpu_regs,
-            options(nostack, preserves_flags, pure, readonly));
-        regs.add(number)
-    }
+    // SAFETY: the registers are there, 64 bits each.
+    unsafe { ffi::vcpu_regs(vcpu).add(number) }
 }
 
 /// Why a vCPU left the guest, as in [`exitscope_abi::reason::Reason::code`]; wide, so that the exit path need not
@@ -336,9 +328,13 @@ unsafe fn exit_code(vcpu: *mut c_void, isa: Isa) -> u64 {
     /// Offset of the exit code in a VMCB (APM vol. 2 appendix B); the shim proves it.
     const EXIT_CODE: usize = 0x70;
     if isa == Isa::Vmx {
-        // Bits 31:16 of the field are flags (SDM vol. 3, "Basic VM-Exit Information").
-        // SAFETY: the VMCS is current.
-        return unsafe { vmread(VMCS_EXIT_REASON) } & 0xFFFF;
+        // What KVM has read from the VMCS before it reports the exit. Bits 31:16 are flags (SDM vol. 3, "Basic VM-Exit
+        // Information").
+        // SAFETY: BTF has said that a `struct vcpu_vmx`, of which this is the start, has it there, in 32 bits.
+        return unsafe {
+            let place = ffi::exitscope_vmx_exit_reason.load(Relaxed) as usize;
+            vcpu.byte_add(place).cast::<u16>().read_volatile().into()
+        };
     }
     let code: u64;
     // SAFETY: the shim's symbol stands for the offset of the pointer to the current VMCB, which is as large as a page.
@@ -348,17 +344,4 @@ unsafe fn exit_code(vcpu: *mut c_void, isa: Isa) -> u64 {
             offset = const EXIT_CODE, options(nostack, preserves_flags, readonly));
     }
     code
-}
-
-/// A field of the current VMCS; all ones if it has none such, or if there is no current VMCS: a VMREAD that fails leaves
-/// its destination as it was (SDM vol. 3, "VMREAD").
-///
-/// # Safety
-/// In VMX root operation.
-#[inline(always)]
-unsafe fn vmread(field: u64) -> u64 {
-    let mut value = u64::MAX;
-    // SAFETY: as the caller promises; VMREAD changes the flags only.
-    unsafe { asm!("vmread {}, {}", inout(reg) value, in(reg) field, options(nomem, nostack)) };
-    value
 }

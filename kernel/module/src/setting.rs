@@ -36,8 +36,7 @@ unsafe fn to_str<'a>(text: Text, length: usize) -> Option<&'a str> {
 ///
 /// # Safety
 /// As for a byte slice: `text` points to `length` readable bytes.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn exitscope_set_expose(text: Text, length: usize) -> c_int {
+pub unsafe fn set_expose(text: Text, length: usize) -> c_int {
     // SAFETY: the caller's promise.
     set(&EXPOSE, unsafe { to_str(text, length) }.and_then(Expose::from_name).map(|expose| expose as u8))
 }

@@ -89,6 +89,8 @@ pub struct Setup {
     pub cpus: u32,
     /// Whether its clock counts instructions.
     pub icount: bool,
+    /// Its memory in MiB, if not the emulator's usual.
+    pub memory_mib: Option<u32>,
     /// How long it may run on a stock kernel.
     pub deadline: Duration,
     /// Names its console's log.
@@ -109,6 +111,7 @@ impl Default for Setup {
             paging: Paging::Nested,
             cpus: 1,
             icount: false,
+            memory_mib: None,
             deadline,
             name: "console".into(),
             qemu: false,
@@ -149,7 +152,7 @@ impl Lab {
         let guest_image = vmlinux::boot_image(&guest_kernel, &cache)?;
         let guest_modules = modules::collect(&guest_kernel, &GUEST_MODULES_NEEDED, &cache)?;
         progress.phase("builds the kernel module");
-        let exitscope = build_module(&kernel, Counts::Rightly)?;
+        let exitscope = build_module(&kernel, None)?;
         Ok(Self {
             vendor,
             kernel,
@@ -184,10 +187,10 @@ impl Lab {
         &self.boot_image
     }
 
-    /// Builds our module so that it counts wrongly, for a test to detect; its file, which goes into a machine by
-    /// [`Setup::files`].
-    pub fn miscounting_module(&self) -> Result<PathBuf, Error> {
-        build_module(&self.kernel, Counts::Wrongly)
+    /// Builds a variant of our module for tests (`kernel/module/Makefile` has them); its file, which goes into a machine
+    /// by [`Setup::files`].
+    pub fn module_variant(&self, variant: &str) -> Result<PathBuf, Error> {
+        build_module(&self.kernel, Some(variant))
     }
 
     /// The file of one of the kernel's modules that machines load.
@@ -219,6 +222,7 @@ impl Lab {
         machine.deadline = setup.deadline * debug_kernel::timeout_factor(&self.kernel.release);
         machine.cpus = setup.cpus;
         machine.icount = setup.icount;
+        machine.memory_mib = setup.memory_mib.unwrap_or(machine.memory_mib);
         machine.disk = setup.disk.clone();
         for _ in 0..MAX_HANGS {
             match self.boot(&machine, progress) {
@@ -307,16 +311,8 @@ fn insert(directory: &str, module: &str, paging: Paging) -> Insert {
     Insert { path: format!("{directory}/{module}.ko"), parameters: paging.parameters(module).into() }
 }
 
-/// Which of our module's builds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Counts {
-    Rightly,
-    /// That of `make MISCOUNT=1`, which the Makefile puts into a directory of its own.
-    Wrongly,
-}
-
-/// Builds the kernel module if its sources are newer, and gives back its file.
-fn build_module(kernel: &Kernel, counts: Counts) -> Result<PathBuf, Error> {
+/// Builds the kernel module, or a variant of it, if its sources are newer, and gives back its file.
+fn build_module(kernel: &Kernel, variant: Option<&str>) -> Result<PathBuf, Error> {
     let sources = sources()?;
     let mut out = sources.join("target/module").join(&kernel.release);
     let mut command = Command::new(MAKE.find()?);
@@ -329,9 +325,9 @@ fn build_module(kernel: &Kernel, counts: Counts) -> Result<PathBuf, Error> {
     }
     // A make above us would hand down its flags and variables.
     command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").env_remove("MFLAGS");
-    if counts == Counts::Wrongly {
-        command.arg("MISCOUNT=1");
-        out = sources.join("target/module").join(format!("{}-miscount", kernel.release));
+    if let Some(variant) = variant {
+        command.arg(format!("VARIANT={variant}"));
+        out = sources.join("target/module").join(format!("{}-{variant}", kernel.release));
     }
     tool::output(&mut command)?;
     Ok(out.join("exitscope.ko"))
