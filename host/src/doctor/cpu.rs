@@ -1,6 +1,5 @@
 //! What the CPU is, who runs this machine, its clock, and whether its host's exitscope answers.
 
-use exitscope_abi::reason::Isa;
 use exitscope_model::doctor::{Check, Verdict};
 
 use super::{Machine, unknown};
@@ -42,7 +41,7 @@ pub(super) fn cpu(machine: &Machine) -> Check {
 /// Names of hypervisors in CPUID, and what people call them.
 const HYPERVISORS: &[(&str, &str)] = &[
     (KVM, "KVM"),
-    (HYPER_V, "Hyper-V"),
+    ("Microsoft Hv", "Hyper-V"),
     ("XenVMMXenVMM", "Xen"),
     ("VMwareVMware", "VMware"),
     (TCG, "QEMU's emulation"),
@@ -51,7 +50,6 @@ const HYPERVISORS: &[(&str, &str)] = &[
     ("ACRNACRNACRN", "ACRN"),
 ];
 const KVM: &str = "KVMKVMKVM";
-const HYPER_V: &str = "Microsoft Hv";
 const TCG: &str = "TCGTCGTCGTCG";
 
 /// Whether this machine is itself a guest, and of whom.
@@ -67,13 +65,6 @@ pub(super) fn hypervisor(machine: &Machine) -> Check {
         (None, "") => "one without a name",
         (None, name) => name,
     };
-    if signature == HYPER_V && machine.isa() == Some(Isa::Vmx) {
-        return check(
-            Verdict::Fail,
-            format!("{name}, under which KVM may keep its VMCS where VMREAD does not find it"),
-        )
-        .advise("the module refuses VMX under Hyper-V: use a host that is no guest of Hyper-V");
-    }
     let consequence = match machine.isa() {
         _ if signature == TCG => "; times are those of an emulated CPU",
         Some(_) => "; VMs here are nested, and their exits cost more than on hardware",

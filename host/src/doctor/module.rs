@@ -9,7 +9,7 @@ use crate::lockdown;
 use crate::region::{self, Region};
 
 /// Checks whose failure makes the module refuse to be loaded.
-const REFUSED_BY: &[&str] = &["cpu", "hypervisor", "btf", "preempt-rt", "cfi", "ftrace", "module-loading"];
+const REFUSED_BY: &[&str] = &["cpu", "btf", "cfi", "ftrace", "module-loading"];
 
 /// Whether the module is loaded, or why it is not.
 pub(super) fn module(machine: &Machine, checks: &[Check]) -> Check {
