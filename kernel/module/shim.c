@@ -2,8 +2,6 @@
 /* What only kernel headers can say: a vCPU's fields, a lock, memory, the character device. Decisions are in src/. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <asm/svm.h>
-#include <asm/tsc.h>
 #include <linux/capability.h>
 #include <linux/err.h>
 #include <linux/fs.h>
@@ -20,8 +18,10 @@
 #include <linux/string.h>
 #include <linux/threads.h>
 #include <linux/uaccess.h>
-#include <linux/version.h>
 #include <linux/workqueue.h>
+
+#include <asm/svm.h>
+#include <asm/tsc.h>
 
 #include "exitscope.h"
 #include "shim.h"
@@ -305,10 +305,10 @@ static int region_mmap(struct file *file, struct vm_area_struct *area)
 		return -EACCES;
 	if (area->vm_pgoff >= EXITSCOPE_MAX_PAGES || vma_pages(area) > EXITSCOPE_MAX_PAGES - area->vm_pgoff)
 		return -EINVAL;
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
-	area->vm_flags = (area->vm_flags & ~(VM_MAYWRITE | VM_MAYEXEC)) | VM_DONTEXPAND | VM_DONTDUMP;
-#else
+#ifdef EXITSCOPE_HAS_VM_FLAGS_MOD
 	vm_flags_mod(area, VM_DONTEXPAND | VM_DONTDUMP, VM_MAYWRITE | VM_MAYEXEC);
+#else
+	area->vm_flags = (area->vm_flags & ~(VM_MAYWRITE | VM_MAYEXEC)) | VM_DONTEXPAND | VM_DONTDUMP;
 #endif
 	area->vm_ops = &region_ops;
 	return 0;

@@ -146,7 +146,7 @@ fn a_kernel_that_does_not_say_where_things_are_is_refused() {
     let transcript = machine_with(Vendor::Amd, setup, steps);
 
     for (label, hints) in [
-        ("svm bare", ["no /sys/kernel/btf/kvm_amd", "struct vcpu_svm"]),
+        ("svm bare", ["no /sys/kernel/btf/kvm_amd", "what its vCPUs are like"]),
         ("svm moved", ["vcpu_svm.vmcb at byte", "build it for this kernel"]),
         ("kvm bare", ["no /sys/kernel/btf/kvm,", "struct kvm_vcpu"]),
     ] {

@@ -122,6 +122,21 @@ member! {
     vcpu_regs: u64 = exitscope_vcpu_regs
 }
 
+/// The lower half of a vCPU's RAX, the first of [`vcpu_regs`], in one instruction: the exit path reads it.
+///
+/// # Safety
+/// `vcpu` is a `struct kvm_vcpu`.
+#[inline(always)]
+pub unsafe fn vcpu_eax(vcpu: *mut c_void) -> u32 {
+    let eax: u32;
+    // SAFETY: the member is there.
+    unsafe {
+        asm!("mov {:e}, [{} + {}]", out(reg) eax, in(reg) vcpu, sym exitscope_vcpu_regs,
+            options(nostack, preserves_flags, readonly));
+    }
+    eax
+}
+
 member! {
     /// A vCPU's flags.
     vcpu_hflags: u32 = exitscope_vcpu_hflags

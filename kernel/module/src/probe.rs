@@ -65,7 +65,7 @@ unsafe fn on_exit(vcpu: *mut c_void, isa: Isa) {
     let counted =
         if code < const { [0, Isa::Vmx.consecutive() as u64, Isa::Svm.consecutive() as u64] }[isa as usize] {
             // SAFETY: the vCPU is alive.
-            let asks = || slot.asks(unsafe { gpr(vcpu, gpr::RAX).read() } as u32);
+            let asks = || slot.asks(unsafe { ffi::vcpu_eax(vcpu) });
             // SAFETY: as this function's.
             !(code == u64::from(isa.cpuid()) && asks()) && unsafe { count(slot, vcpu, code as usize) }
         } else {
@@ -117,7 +117,7 @@ unsafe fn on_exit_slow(vcpu: *mut c_void, isa: Isa) {
     // SAFETY: this is the handler of the vCPU's event; the vCPU is alive.
     unsafe {
         record_exit(slot, counters);
-        if code == isa.cpuid() && slot.asks(gpr(vcpu, gpr::RAX).read() as u32) {
+        if code == isa.cpuid() && slot.asks(ffi::vcpu_eax(vcpu)) {
             note_query(slot, vcpu, isa);
         }
     }

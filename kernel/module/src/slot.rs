@@ -1,5 +1,6 @@
 //! A vCPU's slot and a VM's record, and what of them guests are told.
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::offset_of;
@@ -157,7 +158,7 @@ impl Slot {
     pub fn is_of(&self, vcpu: *mut c_void) -> bool {
         // SAFETY: reads an atomic of this slot, as a relaxed load would.
         unsafe {
-            core::arch::asm!("cmp qword ptr [{slot} + {offset}], {vcpu}", "jne {other}",
+            asm!("cmp qword ptr [{slot} + {offset}], {vcpu}", "jne {other}",
                 slot = in(reg) self, offset = const offset_of!(Slot, vcpu), vcpu = in(reg) vcpu,
                 other = label { return false }, options(nostack, readonly));
         }
@@ -168,7 +169,13 @@ impl Slot {
     /// others by the time that they take: one comparison decides about all.
     #[inline(always)]
     pub fn asks(&self, leaf: u32) -> bool {
-        leaf & COMMON_BITS == self.leaves.load(Relaxed)
+        // SAFETY: as in `is_of`.
+        unsafe {
+            asm!("cmp dword ptr [{slot} + {offset}], {leaf:e}", "je {same}",
+                slot = in(reg) self, offset = const offset_of!(Slot, leaves), leaf = in(reg) leaf & COMMON_BITS,
+                same = label { return true }, options(nostack, readonly));
+        }
+        false
     }
 
     /// Sees to it that [`Slot::asks`] is as the policy of its VM; under the lock.

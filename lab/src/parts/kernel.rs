@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use package::Kernel;
 use package::{
-    FLAVOUR, HEADERS, download, headers, image, index_modules, is_complete, make_movable, modules, named_in,
+    HEADERS, download, headers, image, index_modules, is_complete, make_movable, modules, named_in,
     releases_in,
 };
 
@@ -55,7 +55,8 @@ fn kernel(series: Series, root: &Path, release: String, build: PathBuf, tools: O
 
 /// The meta packages that may bring a series' headers, the more specific one first.
 fn metas(series: Series) -> [String; 2] {
-    [format!("{HEADERS}{series}{FLAVOUR}"), format!("linux-headers{FLAVOUR}")]
+    let (version, flavour) = series.version_and_flavour();
+    [format!("{HEADERS}{version}{flavour}"), format!("linux-headers{flavour}")]
 }
 
 /// The release of the series whose headers are installed.
@@ -63,7 +64,7 @@ fn installed_headers(series: Series) -> Result<Option<String>, Error> {
     let installed = tool::output_of_query(DPKG_QUERY.command()?.args([
         "--show",
         "--showformat=${db:Status-Status}\t${Package}\t${Version}\t${Depends}\n",
-        "linux-headers-*cloud-amd64",
+        &format!("{HEADERS}*{}", series.version_and_flavour().1),
     ]))?;
     Ok(choose(series, &installed))
 }
@@ -109,7 +110,7 @@ fn companions(listing: &str) -> Vec<&str> {
         .map(|(_, package)| package)
         .filter(|package| {
             package.starts_with("linux-kbuild-")
-                || (package.starts_with(HEADERS) && package.ends_with("-common"))
+                || (package.starts_with(HEADERS) && package.contains("-common"))
         })
         .collect()
 }

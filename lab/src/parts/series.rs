@@ -14,14 +14,16 @@ pub enum Series {
     V6_12,
     /// Debian sid's.
     V7_2,
+    /// That of 6.12 with PREEMPT_RT.
+    Rt,
     /// Debian's source of 6.12, built with the kernel's own checkers: see [`crate::parts::debug_kernel`].
     Debug,
 }
 
 impl Series {
     /// All of them: the stock ones, oldest first, and the one that is built.
-    pub const ALL: [Self; 4] = [Self::V6_1, Self::V6_12, Self::V7_2, Self::Debug];
-    /// The stock ones, oldest first.
+    pub const ALL: [Self; 5] = [Self::V6_1, Self::V6_12, Self::V7_2, Self::Rt, Self::Debug];
+    /// The stock ones of Debian's flavour for clouds, oldest first.
     pub const STOCK: [Self; 3] = [Self::V6_1, Self::V6_12, Self::V7_2];
 
     /// As it is written: `6.12`.
@@ -30,13 +32,23 @@ impl Series {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
             Self::V7_2 => "7.2",
+            Self::Rt => "6.12-rt",
             Self::Debug => "debug",
+        }
+    }
+
+    /// Its version as names of packages have it, and what names of its releases and packages end with.
+    pub(super) fn version_and_flavour(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Rt => (Self::V6_12.name(), "-rt-amd64"),
+            stock => (stock.name(), "-cloud-amd64"),
         }
     }
 
     /// Whether a release such as `6.12.117+deb12-cloud-amd64` is of this series.
     pub(super) fn has(self, release: &str) -> bool {
-        release.strip_prefix(self.name()).is_some_and(|rest| rest.starts_with('.'))
+        let (version, flavour) = self.version_and_flavour();
+        release.strip_prefix(version).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(flavour))
     }
 }
 
@@ -65,7 +77,8 @@ mod tests {
         for series in Series::ALL {
             assert_eq!(series.to_string().parse(), Ok(series));
         }
-        assert!("6.13".parse::<Series>().unwrap_err().contains("6.1, 6.12, 7.2, debug"));
+        assert!("6.13".parse::<Series>().unwrap_err().contains("6.1, 6.12, 7.2, 6.12-rt, debug"));
         assert!(!Series::V6_1.has("6.12.1-cloud-amd64") && Series::V6_1.has("6.1.0-1-cloud-amd64"));
+        assert!(!Series::V6_12.has("6.12.1-rt-amd64") && Series::Rt.has("6.12.1-rt-amd64"));
     }
 }

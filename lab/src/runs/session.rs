@@ -145,8 +145,8 @@ impl Lab {
         let modules = modules::collect(&kernel, &needed, &cache)?;
         let disk_modules = modules::collect(&kernel, modules_of_disk(vendor), &cache)?;
         let guest_kernel = match series {
-            // Checkers in guests would only take time: what is under test is the host.
-            Series::Debug => kernel::resolve(Series::default(), &cache, progress)?,
+            // What is under test is the host: checkers in guests would only take time.
+            Series::Debug | Series::Rt => kernel::resolve(Series::default(), &cache, progress)?,
             _ => kernel.clone(),
         };
         let guest_image = vmlinux::boot_image(&guest_kernel, &cache)?;

@@ -9,7 +9,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::package::{self, FLAVOUR, HEADERS, index_modules, make_movable, named_in};
+use super::package::{self, HEADERS, index_modules, make_movable, named_in};
 use crate::error::Error;
 use crate::parts::apt::Apt;
 use crate::parts::cache::{Cache, Key};
@@ -30,7 +30,7 @@ fn suite(series: Series) -> &'static str {
     match series {
         Series::V6_1 => "bookworm",
         // The debug kernel is built of what the machine itself has.
-        Series::V6_12 | Series::Debug => "trixie",
+        Series::V6_12 | Series::Rt | Series::Debug => "trixie",
         Series::V7_2 => "sid",
     }
 }
@@ -47,7 +47,7 @@ pub(super) fn tree(
         progress.phase(format!("reads which Linux {series} Debian {suite} has"));
         make(series, directory, progress)
     })?;
-    let release = release_in(&root).ok_or_else(|| Error::CacheDamaged { path: root.clone() })?;
+    let release = release_in(&root, series).ok_or_else(|| Error::CacheDamaged { path: root.clone() })?;
     Ok((release, root))
 }
 
@@ -56,7 +56,7 @@ fn make(series: Series, directory: &Path, progress: &mut Progress) -> Result<(),
     let work = directory.join("work");
     fs::create_dir(&work).map_err(Error::io("make", &work))?;
     let apt = Apt::of_suite(suite, &work)?;
-    let listing = apt.query(&["depends", &format!("linux-headers{FLAVOUR}")])?;
+    let listing = apt.query(&["depends", &format!("linux-headers{}", series.version_and_flavour().1)])?;
     let release = named_in(series, &listing).ok_or(Error::NoSuchKernel { series, suite })?;
     progress.phase(format!("downloads Linux {release} of Debian {suite}, and its compiler"));
     let what = format!("Linux {release} of Debian {suite}");
@@ -136,12 +136,11 @@ fn launch(program: &Path) -> Result<(), Error> {
 }
 
 /// The release whose headers a tree has.
-fn release_in(root: &Path) -> Option<String> {
+fn release_in(root: &Path, series: Series) -> Option<String> {
     let children = fs::read_dir(root.join("usr/src")).ok()?;
     let names = children.flatten().map(|child| child.file_name().to_string_lossy().into_owned());
-    names
-        .filter(|name| name.ends_with(FLAVOUR))
-        .find_map(|name| name.strip_prefix(HEADERS).map(str::to_owned))
+    let mut releases = names.filter_map(|name| name.strip_prefix(HEADERS).map(str::to_owned));
+    releases.find(|release| series.has(release))
 }
 
 #[cfg(test)]

@@ -9,8 +9,6 @@ use crate::parts::tool::{self, APT_GET, DEPMOD, DPKG_DEB};
 
 /// What the names of header packages begin with.
 pub const HEADERS: &str = "linux-headers-";
-/// What the names of releases end with.
-pub const FLAVOUR: &str = "-cloud-amd64";
 
 /// A kernel to run and to build modules for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +36,7 @@ pub fn named_in(series: Series, listing: &str) -> Option<String> {
 
 /// The releases in a dependency field: those of `linux-headers-RELEASE`.
 pub fn releases_in(depends: &str) -> impl Iterator<Item = &str> {
-    depends
-        .split([',', '|', ' ', '(', ')'])
-        .filter_map(|word| word.strip_prefix(HEADERS))
-        .filter(|release| release.ends_with(FLAVOUR))
+    depends.split([',', '|', ' ', '(', ')']).filter_map(|word| word.strip_prefix(HEADERS))
 }
 
 /// The bzImage below `root`: since Debian 14 it is a package's file beside the modules.
