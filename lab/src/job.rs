@@ -31,6 +31,9 @@ pub const INITRAMFS: &str = "initramfs";
 pub const USERSPACE: &str = "userspace";
 /// From the end of the guest's work.
 pub const SHUTDOWN: &str = "shutdown";
+/// A command of a guest that waits until its leaves say all the words that follow: names of a layout and of a policy.
+/// By this and [`Step::await_told`] guest and host wait for each other.
+pub const AWAIT: &str = "await";
 /// What a guest's line of results begins with on its console.
 pub const GUEST_OUTPUT_PREFIX: &str = "@exitscope ";
 
@@ -161,14 +164,24 @@ pub enum Step {
         /// The program and its arguments.
         command: Vec<String>,
     },
-    /// Run a program and end it by SIGINT, as Ctrl-C does, unless it ends before: [`Event::Output`].
-    Interrupt {
-        /// Names the answer.
+    /// Run a program in a way of its own: [`Event::Output`].
+    RunAs {
+        /// Names the event that answers.
         label: String,
         /// The program and its arguments.
         command: Vec<String>,
-        /// How long after its start, in ms.
-        after_ms: u64,
+        /// Which way.
+        way: Way,
+    },
+    /// Run a program, do steps once it has started, and end it by SIGINT, as Ctrl-C does, unless it ends before:
+    /// [`Event::Output`].
+    Interrupt {
+        /// Names the event that answers.
+        label: String,
+        /// The program and its arguments.
+        command: Vec<String>,
+        /// What to do meanwhile.
+        meanwhile: Vec<Step>,
     },
     /// Stop the process of a guest that is running (SIGSTOP), or let it go on (SIGCONT).
     Pause {
@@ -176,6 +189,13 @@ pub enum Step {
         guest: String,
         /// Whether to stop it.
         on: bool,
+    },
+    /// Wait until a file says this, blanks around it aside.
+    AwaitText {
+        /// The file.
+        path: String,
+        /// What it shall say.
+        text: String,
     },
     /// Wait until our module has seen a VM.
     AwaitVm {
@@ -217,6 +237,12 @@ pub enum Step {
         /// What must fail.
         step: Box<Step>,
     },
+    /// What follows is this part of the job: [`Event::Part`]. Our module is unloaded if it is there, and the kernel's log
+    /// must be free of warnings by now.
+    Part {
+        /// Names the part.
+        name: String,
+    },
     /// Do these steps several times.
     Repeat {
         /// How often.
@@ -232,6 +258,28 @@ impl Step {
         let path = format!("/sys/module/exitscope/parameters/{parameter}");
         Self::Write { path, text: value.into() }
     }
+
+    /// Waits until so many commands of a Linux guest under our micro-VMM have ended.
+    pub fn await_told(guest: &str, commands: usize) -> Self {
+        Self::AwaitText { path: told(guest), text: commands.to_string() }
+    }
+}
+
+/// Where the agent notes how many commands of a guest have ended.
+pub(crate) fn told(guest: &str) -> String {
+    format!("/tmp/{guest}.told")
+}
+
+/// How a program is run that shall not be run as others are: by root, to its end, without a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// By a user of this number, with no rights.
+    User(u32),
+    /// Its output is read until so many lines have come, and then closed.
+    ClosedAfter(usize),
+    /// Its output is a terminal of so many columns.
+    Terminal(u16),
 }
 
 /// A guest to run.
@@ -303,6 +351,11 @@ pub enum Event {
     Phase {
         /// In words.
         text: String,
+    },
+    /// A part of the job begins.
+    Part {
+        /// From [`Step::Part`].
+        name: String,
     },
     /// A kernel module has been loaded.
     Inserted {

@@ -6,8 +6,9 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
 use exitscope_lab::runs::course;
 use exitscope_model::{GuestView, Reason, Vm};
-use exitscope_tests::{Transcript, guests, insert, linux, remove};
+use exitscope_tests::Transcript;
 
+use crate::asking::{self, GUEST, Phase};
 use crate::shared;
 
 /// Exit codes to ask for.
@@ -82,7 +83,8 @@ pub fn registers(output: &Output) -> [u32; 4] {
 
 impl<'a> Answers<'a> {
     fn of(transcript: &'a Transcript, codes: &Codes, layout: Layout) -> Self {
-        let outputs = transcript.guest(layout.name()).outputs;
+        let phase = Layout::ALL.iter().position(|&one| one == layout).unwrap();
+        let outputs = asking::answers(transcript, phase);
         assert_eq!(outputs.len(), codes.commands(layout).len());
         let view = |index: usize| serde_json::from_str(&outputs[index].stdout).unwrap();
         Self {
@@ -94,7 +96,7 @@ impl<'a> Answers<'a> {
             never: registers(&outputs[11]),
             complaints: [&outputs[12], &outputs[13]],
             own_leaves: outputs[14..].iter().map(registers).collect(),
-            counted: transcript.vm("layouts", layout.name()),
+            counted: transcript.vm(layout.name(), GUEST),
             code: codes.cpuid,
         }
     }
@@ -114,21 +116,19 @@ fn all_layouts_are_read_by_the_guest_on_intel() {
     check(shared::transcript(Vendor::Intel), Vendor::Intel);
 }
 
-/// A guest in each layout.
-pub fn steps(vendor: Vendor) -> Vec<Step> {
-    let mut steps = vec![insert("layout=reordered")];
-    for layout in Layout::ALL {
-        let commands = Codes::of(vendor).commands(*layout);
-        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
-        steps.push(Step::set("layout", layout.name()));
-        steps.push(guests(vec![linux(layout.name(), &commands)]));
-    }
-    steps.push(Step::Snapshot { label: "layouts".into() });
-    steps.push(remove());
-    steps
+/// All layouts.
+pub fn phases(vendor: Vendor) -> Vec<Phase> {
+    let phase = |layout: &Layout| Phase {
+        change: vec![Step::set("layout", layout.name())],
+        says: format!("{} vm", layout.name()),
+        commands: Codes::of(vendor).commands(*layout),
+        beside: None,
+        snapshot: Some(layout.name()),
+    };
+    Layout::ALL.iter().map(phase).collect()
 }
 
-/// Checks what a machine answered to [`steps`].
+/// Checks what a machine answered to [`asking::steps`].
 pub fn check(transcript: &Transcript, vendor: Vendor) {
     let (isa, codes) = (vendor.isa(), Codes::of(vendor));
     for &layout in Layout::ALL {

@@ -1,6 +1,7 @@
 //! Tests of the whole: the real KVM of a stock kernel, our module and our guests, in an emulated machine.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod asking;
 mod btf;
 mod capabilities;
 mod caps;

@@ -1,11 +1,13 @@
 //! Whose exits a guest may read: `vm` only one's own, `host` everyone's, `off` nothing at all.
 
+use exitscope_abi::leaf::Layout;
 use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Step};
 use exitscope_model::GuestView;
-use exitscope_tests::{Transcript, exits, flat, guests, insert, linux, remove, while_running};
+use exitscope_tests::{Transcript, exits, flat, remove};
 
+use crate::asking::{self, GUEST, Phase};
 use crate::shared;
 
 /// Hypercalls that the other guest makes on each of its two vCPUs; a Linux guest of one vCPU makes next to none.
@@ -34,12 +36,6 @@ fn all_leaves(vendor: Vendor) -> Vec<String> {
     questions.map(ask).into_iter().chain(["/init guest".into()]).collect()
 }
 
-/// Starts another guest first, so that its exits are there when the Linux guest reads.
-fn with_other_guest(vendor: Vendor, name: &str) -> Step {
-    let other = flat(&format!("other-{name}"), "hypercall", others(vendor), 2);
-    while_running(vec![other], vec![guests(vec![linux(name, &["/init guest --json"])])])
-}
-
 fn view(outputs: &[Output]) -> GuestView {
     serde_json::from_str(&outputs[0].stdout).unwrap_or_else(|error| panic!("{error}: {:?}", outputs[0]))
 }
@@ -54,39 +50,44 @@ fn a_guest_is_told_what_the_policy_lets_it_see_on_intel() {
     check(shared::transcript(Vendor::Intel), Vendor::Intel);
 }
 
-/// A guest under each policy, and one without the module.
-pub fn steps(vendor: Vendor) -> Vec<Step> {
-    let leaves = all_leaves(vendor);
-    let leaves: Vec<&str> = leaves.iter().map(String::as_str).collect();
-    vec![
-        guests(vec![linux("without", &leaves)]),
-        insert(""),
-        with_other_guest(vendor, "vm"),
-        Step::set("expose", "host"),
-        with_other_guest(vendor, "host"),
-        Step::set("expose", "off"),
-        guests(vec![linux("off", &leaves)]),
-        Step::Snapshot { label: "policy".into() },
-        remove(),
-    ]
+/// All policies, and at last no module.
+pub fn phases(vendor: Vendor) -> Vec<Phase> {
+    let alone = |says: &str, change| Phase {
+        change: vec![change],
+        says: says.into(),
+        commands: all_leaves(vendor),
+        beside: None,
+        snapshot: None,
+    };
+    // The other's exits are there when the guest reads.
+    let beside_other = |expose: &'static str| Phase {
+        change: vec![Step::set("expose", expose)],
+        says: expose.into(),
+        commands: vec!["/init guest --json".into()],
+        beside: Some(flat(&format!("other-{expose}"), "hypercall", others(vendor), 2)),
+        snapshot: Some(expose),
+    };
+    let off = alone("off", Step::set("expose", "off"));
+    vec![off, beside_other("vm"), beside_other("host"), alone("off", remove())]
 }
 
-/// Checks what a machine answered to [`steps`].
+/// Checks what a machine answered to [`asking::steps`].
 pub fn check(transcript: &Transcript, vendor: Vendor) {
     let (others, hypercall) = (others(vendor), Workload::Hypercall.exit_codes(vendor.isa())[0]);
-    let own = view(transcript.guest("vm").outputs);
+    let [off, vm, host, without] =
+        [0, 1, 2, 3].map(|phase| asking::answers(transcript, Layout::ALL.len() + phase));
+    let own = view(vm);
     assert_eq!(own.expose, "vm");
-    let counted = transcript.vm("policy", "vm").total();
+    let counted = transcript.vm("vm", GUEST).total();
     assert!(own.total.exits <= counted.exits, "{:?}", own.total);
     assert!(exits(&own.reasons, hypercall) < 1_000, "guest A sees guest B's exits");
 
-    let everyones = view(transcript.guest("host").outputs);
+    let everyones = view(host);
     assert_eq!(everyones.expose, "host");
     // At least those of the first neighbour, which had ended by then.
     assert!(exits(&everyones.reasons, hypercall) >= 2 * others, "{:?}", everyones.reasons);
 
-    let [without, off] = ["without", "off"].map(|name| transcript.guest(name).outputs);
-    assert_eq!(without.len(), all_leaves(vendor).len());
+    assert_eq!([without.len(), off.len()], [all_leaves(vendor).len(); 2]);
     for (without, off) in without.iter().zip(off) {
         assert_eq!(without, off, "the leaves differ from those of a kernel without the module");
     }

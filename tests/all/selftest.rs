@@ -39,7 +39,7 @@ fn it_passes_and_fails_as_it_should() {
         Step::Interrupt {
             label: "interrupted".into(),
             command: ["/init", "selftest", "--module", EXITSCOPE].map(str::to_owned).to_vec(),
-            after_ms: 3_000,
+            meanwhile: vec![Step::Sleep { ms: 3_000 }],
         },
         selftest(amd, "cost", &["--module", EXITSCOPE, "--json"]),
         command("unloaded", &["module", "status"]),

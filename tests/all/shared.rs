@@ -8,12 +8,11 @@ use exitscope_lab::job::Step;
 use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{Transcript, machine_with};
 
-use crate::{exactness, interface, leaves, policy, registers};
+use crate::{asking, exactness, interface, registers};
 
 /// What every kernel has to do: so many exits of every kind, all layouts, all policies.
 pub fn steps(vendor: Vendor, count: u64) -> Vec<Step> {
-    [exactness::steps(vendor, count), leaves::steps(vendor), policy::steps(vendor), registers::steps(vendor)]
-        .concat()
+    [exactness::steps(vendor, count), asking::steps(vendor), registers::steps(vendor)].concat()
 }
 
 /// The transcript of [`steps`] and more on the default kernel. The machine runs when the first test asks for it.

@@ -1,10 +1,14 @@
 //! The framework of the tests of the whole: a test says which steps an emulated machine shall do, and looks at what it answered.
 #![forbid(unsafe_code)]
 
+mod shared;
+mod turn;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_caps::Cpu;
@@ -17,6 +21,7 @@ use exitscope_lab::runs::bench::{self, Bench};
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::{Lab, Setup};
 use exitscope_model::{self as model, Quality, Reason, Report, Vcpu, Vm};
+pub use shared::{Part, Shared};
 
 /// The project's root.
 pub fn root() -> PathBuf {
@@ -82,7 +87,8 @@ pub fn lab(lane: impl Into<Lane>) -> &'static Lab {
         static MAKING: Mutex<()> = Mutex::new(());
         let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("{} {series}", vendor.name());
-        with_progress(&name, |progress| Lab::prepare(vendor, series, &program(), &logs(), progress))
+        let prepare = |progress: &mut Progress| Lab::prepare(vendor, series, &program(), &logs(), progress);
+        expect(&name, with_progress(&name, prepare))
     })
 }
 
@@ -119,9 +125,15 @@ pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Transc
 /// # Panics
 /// As [`machine_of`].
 pub fn machine_with(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Transcript {
+    try_machine(lane, setup, steps).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// As [`machine_with`], with a failure as a text.
+fn try_machine(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Result<Transcript, String> {
     let lane = lane.into();
     let setup = Setup { name: lane.named(&setup.name), ..setup };
-    Transcript(with_progress(&setup.name, |progress| lab(lane).run(&setup, steps, progress)))
+    let done = in_turn(&setup.name, |progress| lab(lane).run(&setup, steps, progress));
+    done.map(Transcript).map_err(|error| format!("{}: {error}", setup.name))
 }
 
 /// Runs a Linux guest with nested and with shadow paging.
@@ -138,7 +150,7 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
         layout: Layout::Classic,
         expose: Expose::Vm,
     };
-    with_progress(&name, |progress| report::run_both(lab(vendor), &options, progress))
+    expect(&name, in_turn(&name, |progress| report::run_both(lab(vendor), &options, progress)))
 }
 
 /// Runs the main job as `exitscope lab run` does: its report, and all that the machine answered.
@@ -146,10 +158,10 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
 /// # Panics
 /// When the machine fails.
 pub fn report(options: &Options) -> (Report, Transcript) {
-    with_progress(&options.setup.name, |progress| {
-        report::run_with_events(lab(Vendor::Amd), options, progress)
-            .map(|(report, events)| (report, Transcript(events)))
-    })
+    let name = &options.setup.name;
+    let run = |progress: &mut Progress| report::run_with_events(lab(Vendor::Amd), options, progress);
+    let (report, events) = expect(name, in_turn(name, run));
+    (report, Transcript(events))
 }
 
 /// Runs an AMD machine with the debug kernel that does these steps, with the module of `tests/faults` as `/fault.ko`:
@@ -162,11 +174,11 @@ pub fn findings(name: &str, steps: Vec<Step>) -> Vec<String> {
     let lab = lab(Lane { vendor: Vendor::Amd, series: Series::Debug });
     let files = vec![("/fault.ko".into(), FAULT.get_or_init(|| build_fault(lab)).clone())];
     let setup = Setup { name: format!("debug-{name}"), files, ..Setup::default() };
-    with_progress(&setup.name, |progress| match lab.run(&setup, steps, progress) {
-        Err(Error::KernelWarnings { lines, .. }) => Ok(lines),
-        Err(error) => Err(error),
+    match in_turn(&setup.name, |progress| lab.run(&setup, steps, progress)) {
+        Err(Error::KernelWarnings { lines, .. }) => lines,
+        Err(error) => panic!("{name}: {error}"),
         Ok(_) => panic!("the kernel's checkers found nothing"),
-    })
+    }
 }
 
 /// Builds the module of `tests/faults` for the lab's kernel.
@@ -184,12 +196,28 @@ fn build_fault(lab: &Lab) -> PathBuf {
 }
 
 /// Shows what takes time, when it is over: other tests have their machines meanwhile.
-fn with_progress<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> T {
+fn with_progress<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> Result<T, Error> {
     let mut progress = Progress::collected();
     progress.note(&format!("{name}:"));
-    let done = run(&mut progress).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let done = run(&mut progress)?;
     progress.done();
-    done
+    Ok(done)
+}
+
+/// The same for what keeps a CPU busy, when it is its turn. What has not been run here before goes by its vendor: Bochs
+/// takes several times as long.
+fn in_turn<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -> Result<T, Error> {
+    let guess = Duration::from_secs(if name.starts_with(Vendor::Intel.name()) { 100 } else { 10 });
+    turn::take(&logs(), name, guess, || with_progress(name, run))
+}
+
+fn expect<T>(name: &str, done: Result<T, Error>) -> T {
+    done.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Does what keeps a CPU busy without a machine, when it is its turn.
+pub fn busy<T>(name: &str, run: impl FnOnce() -> T) -> T {
+    turn::take(&logs(), name, Duration::from_secs(10), run)
 }
 
 /// The kernel module as built for a lane's kernel.
@@ -202,7 +230,8 @@ pub fn module(lane: impl Into<Lane>) -> PathBuf {
 /// # Panics
 /// When the machine fails.
 pub fn bench(vendor: Vendor) -> Bench {
-    with_progress(&format!("{}-bench", vendor.name()), |progress| bench::run(lab(vendor), progress))
+    let name = format!("{}-bench", vendor.name());
+    expect(&name, in_turn(&name, |progress| bench::run(lab(vendor), progress)))
 }
 
 /// All that a machine answered, in order.

@@ -12,7 +12,7 @@ use exitscope_vmm::bare::{BareVm, StoppedCpuid, stop_after_cpuid};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::channel::Channel;
-use super::command::{interrupted, output_of};
+use super::command::{interrupted, output_as, output_of};
 use super::{capabilities, checkers, guests, kernel, vmm};
 use crate::emulator::Link;
 use crate::job::{Event, Insert, Output, Step};
@@ -92,11 +92,15 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         Step::Run { label, command } => {
             channel.send(&Event::Output { label: label.clone(), output: output_of(command) })
         }
-        Step::Interrupt { label, command, after_ms } => {
-            let output = interrupted(command, Duration::from_millis(*after_ms));
+        Step::RunAs { label, command, way } => {
+            channel.send(&Event::Output { label: label.clone(), output: output_as(command, *way) })
+        }
+        Step::Interrupt { label, command, meanwhile } => {
+            let output = interrupted(command, || run_steps(meanwhile, channel))?;
             channel.send(&Event::Output { label: label.clone(), output })
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
+        Step::AwaitText { path, text } => await_text(path, text),
         Step::AwaitVm { id } => await_vm(*id),
         Step::Migrate { guest, times } => guests::migrate(guest, *times),
         Step::WriteMsr { cpu, address, value } => kernel::write_msr(*cpu, *address, *value),
@@ -112,8 +116,20 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             Ok(()) => Err(io::Error::other(format!("{label}: {step:?} succeeded, but must fail"))),
             Err(error) => channel.send(&Event::Refused { label: label.clone(), message: error.to_string() }),
         },
+        Step::Part { name } => {
+            checkers::nothing_is_wrong()?;
+            channel.send(&Event::Part { name: name.clone() })
+        }
         Step::Repeat { times, steps } => (0..*times).try_for_each(|_| run_steps(steps, channel)),
     }
+}
+
+fn await_text(path: &str, text: &str) -> io::Result<()> {
+    vmm::wait_for(|| {
+        let found = fs::read_to_string(path)?;
+        let is_it = found.trim() == text;
+        is_it.then_some(()).ok_or_else(|| io::Error::other(format!("{path} says {found:?}, never {text}")))
+    })
 }
 
 fn await_vm(id: u32) -> io::Result<()> {

@@ -1,13 +1,13 @@
 //! Runs a guest under our micro-VMM, a process of its own.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use super::vmm::{COMMAND_LINE, Vmm, failure, initrd_with_job, time_limit, wait_for};
-use crate::job::{Event, GUEST_KERNEL, GUEST_OUTPUT_PREFIX, Guest, Job, Output};
+use crate::job::{Event, GUEST_KERNEL, GUEST_OUTPUT_PREFIX, Guest, Job, Output, told};
 
 /// What it has besides under our micro-VMM, which has little more than a keyboard controller to reset by.
 const IN_MICRO_VMM: &str = "reboot=k io_delay=none";
@@ -79,15 +79,27 @@ impl Running {
         payload(&mut command)?;
         let mut vmm = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         fs::write(process(&guest.name), vmm.id().to_string())?;
-        let console = vmm.stdout.take().map(|mut stdout| {
-            thread::spawn(move || {
-                let mut text = Vec::new();
-                let _ = stdout.read_to_end(&mut text);
-                String::from_utf8_lossy(&text).into_owned()
-            })
-        });
+        let told = told(&guest.name);
+        let _ = fs::remove_file(&told);
+        let console = vmm.stdout.take().map(|stdout| thread::spawn(move || listen(stdout, &told)));
         Ok(Self { name: guest.name.clone(), vmm, outcome, console })
     }
+}
+
+/// Reads a guest's console to its end, and notes how many results have come.
+fn listen(stdout: impl Read, told: &str) -> String {
+    let (mut text, mut results) = (String::new(), 0);
+    for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        if line.starts_with(GUEST_OUTPUT_PREFIX) {
+            results += 1;
+            // Whoever waits for it says that it does not come.
+            let _ = fs::write(told, results.to_string());
+        }
+        text += &line;
+        text.push('\n');
+    }
+    text
 }
 
 impl Vmm for Running {
