@@ -3,26 +3,21 @@
 use std::fs;
 use std::io;
 
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+
 /// Keeps this thread, and what it starts, on the CPU that it runs on; gives its number.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn stay() -> io::Result<u32> {
-    // SAFETY: asks for a number.
-    let cpu = unsafe { libc::sched_getcpu() };
-    let cpu = u32::try_from(cpu).map_err(|_| io::Error::last_os_error())?;
-    // SAFETY: all zeroes is an empty set of CPUs.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    if cpu as usize >= 8 * size_of::<libc::cpu_set_t>() {
+    let cpu = sched_getcpu();
+    if cpu >= CpuSet::MAX_CPU {
         return Err(io::Error::other(format!("CPU {cpu} is beyond what this program can name")));
     }
-    // SAFETY: the number is within the set.
-    unsafe { libc::CPU_SET(cpu as usize, &mut set) };
-    // SAFETY: the set is as large as said; 0 is this thread.
-    match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } {
-        0 => Ok(cpu),
-        _ => Err(io::Error::last_os_error()),
-    }
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set)?;
+    u32::try_from(cpu).map_err(io::Error::other)
 }
 
 /// The time stamp counter.
