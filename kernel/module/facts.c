@@ -131,7 +131,8 @@ static int prove_with(const void *kernel, size_t kernel_size, const char *name, 
 	vfree(module);
 	if (proven == count)
 		return 0;
-	if (!module && !proven)
+	/* The kernel's own types may have some of a module's. */
+	if (!module && !found.size)
 		return -ENOENT;
 	if (found.size && !facts[proven].found)
 		pr_err("%s has %s at byte %u (of %u bytes), this module was built for byte %u (of %u): build it for this kernel\n",
