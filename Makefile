@@ -6,7 +6,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 PROGRAM = $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release/exitscope
 
-.PHONY: lab benchmarks program install uninstall test test-kernel-debug test-package prepush module package fuzz miri clean setup
+.PHONY: lab benchmarks program program-path install uninstall test test-kernel-debug test-package prepush module package fuzz miri clean setup
 
 # Boots a stock kernel with KVM in an emulated machine, runs a guest with our module loaded, prints its exits.
 lab: setup
@@ -16,11 +16,16 @@ lab: setup
 program: setup
 	@$(CARGO) build --release --bin exitscope
 
+program-path:
+	@echo $(abspath $(PROGRAM))
+
 # Puts the program into DESTDIR/PREFIX/bin. Under sudo the tree's owner builds it, whose login shell finds rustup's cargo.
+# Only that shell knows where it has put it.
 BUILDER = $(filter-out root,$(filter $(shell stat -c %U .),$(SUDO_USER)))
+AS_BUILDER = $(if $(BUILDER),sudo -iu $(BUILDER) --) $(MAKE) -s -C "$(CURDIR)"
 install:
-	@$(if $(BUILDER),sudo -iu $(BUILDER) --) $(MAKE) -s -C "$(CURDIR)" program
-	@install -D -m 755 $(PROGRAM) "$(DESTDIR)$(PREFIX)/bin/exitscope"
+	@$(AS_BUILDER) program
+	@install -D -m 755 "$$($(AS_BUILDER) program-path)" "$(DESTDIR)$(PREFIX)/bin/exitscope"
 	@echo "$(DESTDIR)$(PREFIX)/bin/exitscope"
 
 uninstall:

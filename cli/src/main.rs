@@ -14,12 +14,11 @@ mod stat;
 mod vmm;
 mod workload;
 
-use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use output::Usage;
+use output::{Usage, explain, is_broken_pipe};
 
 /// See every VM exit of KVM: what it was, how often, what it cost.
 #[derive(Parser)]
@@ -56,10 +55,12 @@ fn main() -> ExitCode {
         eprintln!("agent: cannot power off: {}", exitscope_lab::agent::main());
         return ExitCode::FAILURE;
     }
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    let gives_verdict = matches!(cli.command, Command::Doctor(_) | Command::Selftest(_));
+    match run(cli) {
         Ok(code) => code,
-        // The reader of our output has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        // The reader of our output has seen enough; but a verdict that was not reached is none.
+        Err(error) if is_broken_pipe(&error) && !gives_verdict => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("exitscope: {}", explain(&error));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
@@ -79,23 +80,4 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Vmm(args) => vmm::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// An error and its causes, without those that the text before has already told.
-fn explain(error: &anyhow::Error) -> String {
-    error
-        .chain()
-        .map(ToString::to_string)
-        .reduce(|text, cause| match text.contains(&cause) {
-            true => text,
-            false => format!("{text}: {cause}"),
-        })
-        .unwrap_or_default()
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|io| io.kind() == ErrorKind::BrokenPipe)
 }

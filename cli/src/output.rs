@@ -1,6 +1,10 @@
 //! What all commands write with, and the error of a wrong usage.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+
+use anyhow::Context;
 
 /// The command line asks for something that does not exist; exit status 2.
 #[derive(Debug)]
@@ -14,6 +18,38 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// Where output goes.
+pub enum Out {
+    /// To stdout.
+    Stdout,
+    /// To a file.
+    File(File),
+}
+
+impl Out {
+    /// To a file, which is made or emptied, or to stdout.
+    pub fn open(file: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = file else { return Ok(Self::Stdout) };
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self::File(file))
+    }
+
+    /// Writes a text.
+    pub fn print(&mut self, text: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Stdout => print(text),
+            Self::File(file) => Ok(file.write_all(text.as_bytes())?),
+        }
+    }
+
+    /// Writes one JSON document, on one line or as people read it.
+    pub fn print_json(&mut self, value: &impl serde::Serialize, on_one_line: bool) -> anyhow::Result<()> {
+        let text =
+            if on_one_line { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
+        self.print(&format!("{}\n", text?))
+    }
+}
+
 /// Writes to stdout, with errors instead of panics.
 pub fn print(text: &str) -> anyhow::Result<()> {
     Ok(io::stdout().lock().write_all(text.as_bytes())?)
@@ -22,4 +58,24 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 /// Writes one JSON document to stdout.
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// An error and its causes, without those that the text before has already told.
+pub fn explain(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .reduce(|text, cause| match text.contains(&cause) {
+            true => text,
+            false => format!("{text}: {cause}"),
+        })
+        .unwrap_or_default()
+}
+
+/// Whether an error is that nobody reads our output any more.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|io| io.kind() == ErrorKind::BrokenPipe)
 }

@@ -1,8 +1,6 @@
 //! What is selected and how it is shown: the options that all tools share.
 
-use std::fmt::Write;
-
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use exitscope_abi::reason::Isa;
 use exitscope_host::source::Choice;
@@ -19,7 +17,9 @@ const ROWS: usize = 20;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only this VM: its number, its whole name or its process (`id:3`, `name:web`, `pid:4711` where that is unclear)
-    #[arg(long, value_name = "ID|NAME|PID", value_delimiter = ',')]
+    ///
+    /// Several are separated by commas; `name:a,b` is one name.
+    #[arg(long, value_name = "ID|NAME|PID")]
     vm: Vec<String>,
     /// Only VMs of this process
     #[arg(short, long, value_name = "PID", value_delimiter = ',')]
@@ -82,7 +82,13 @@ impl Args {
     /// What is selected, on a machine of this instruction set if that is known.
     pub fn selection(&self, isa: Option<Isa>) -> anyhow::Result<Selection> {
         let mut selection = Selection { vcpus: self.vcpu.clone(), ..Selection::default() };
-        for text in &self.vm {
+        let split = |text: &'_ String| -> Vec<String> {
+            match text.starts_with("name:") {
+                true => vec![text.clone()],
+                false => text.split(',').map(str::to_owned).collect(),
+            }
+        };
+        for text in &self.vm.iter().flat_map(split).collect::<Vec<_>>() {
             match VmKey::parse(text) {
                 Some(key) => selection.vms.push(key),
                 None => bail!(Usage(format!("`{text}` names no VM: id: and pid: want a number"))),
@@ -132,18 +138,16 @@ impl Args {
     }
 }
 
-/// Checks that each VM that was asked for has been there.
-pub fn all_found(selection: &Selection, accounts: &Accounts, names: &Names) -> anyhow::Result<()> {
-    let missing = selection.without_vm(accounts.vms(), names);
-    let Some(key) = missing.first() else { return Ok(()) };
+/// What to say of a VM that was asked for and has never been there.
+pub fn not_found(key: &VmKey, accounts: &Accounts, names: &Names) -> anyhow::Error {
     let mut known = String::new();
     for vm in accounts.vms().iter().filter(|vm| vm.id != RETIRED).take(ROWS) {
         let name = names.get(&vm.id).map(|name| format!(" {name},")).unwrap_or_default();
         let end = if vm.finished { ", finished" } else { "" };
-        write!(known, "\n  {}{name} pid {}{end}", vm.id, vm.pid)?;
+        known += &format!("\n  {}{name} pid {}{end}", vm.id, vm.pid);
     }
     match known.is_empty() {
-        true => bail!("there is no VM `{key}`: no VM has exited yet"),
-        false => bail!("there is no VM `{key}`; known are:{known}"),
+        true => anyhow!("there is no VM `{key}`: no VM has exited yet"),
+        false => anyhow!("there is no VM `{key}`; known are:{known}"),
     }
 }

@@ -1,6 +1,7 @@
 //! `exitscope stat`: the exits of this host's VMs while a command runs, for a time, or until Ctrl-C.
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,16 +9,17 @@ use anyhow::bail;
 use exitscope_host::cpu::{Meter, Usage as CpuUsage};
 use exitscope_host::names::Resolver;
 use exitscope_host::source::Source;
+use exitscope_model::accounts::RETIRED;
 use exitscope_model::document::{Context, CpuTimes, Document};
 use exitscope_model::interval::Interval;
-use exitscope_model::select::Selection;
+use exitscope_model::select::{Selection, VmKey};
 use exitscope_model::snapshot::{Moment, Snapshot};
 use exitscope_model::stat::Options;
 use exitscope_view::stat as view;
 
-use crate::output::{Usage, print, print_json};
+use crate::output::{Out, Usage};
 use crate::select;
-use crate::workload::{Running, Stop, Wake, next, wait};
+use crate::workload::{Running, Stop, next, wait};
 
 /// Options of `exitscope stat`.
 #[derive(clap::Args)]
@@ -28,7 +30,7 @@ pub struct Args {
     #[arg(short = 'I', long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..))]
     interval: Option<u64>,
     /// Stop after so many intervals
-    #[arg(long, value_name = "N", requires = "interval")]
+    #[arg(long, value_name = "N", requires = "interval", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Run the command so many times, and show mean and standard deviation of a run
     #[arg(short = 'r', long = "repeat", value_name = "N", default_value_t = 1, conflicts_with = "interval",
@@ -43,11 +45,14 @@ pub struct Args {
     /// Print values separated by this, with a line of headings
     #[arg(short = 'x', long = "field-separator", value_name = "SEP")]
     separator: Option<String>,
+    /// Write to this file instead of to stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
     /// As -I, in seconds
     #[arg(value_name = "INTERVAL", conflicts_with_all = ["interval", "repeat"], value_parser = seconds)]
     every: Option<Duration>,
     /// As --count
-    #[arg(value_name = "COUNT", conflicts_with = "count")]
+    #[arg(value_name = "COUNT", conflicts_with = "count", value_parser = clap::value_parser!(u64).range(1..))]
     times: Option<u64>,
     /// Watch while this runs; its exit status is passed on
     #[arg(last = true, value_name = "CMD")]
@@ -91,6 +96,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         cpu: CpuUsage::default(),
         stop: Stop::watch()?,
         headed: false,
+        bound: None,
+        missing: Vec::new(),
+        out: Out::open(args.output.as_deref())?,
         source,
     };
     watch.run()
@@ -107,46 +115,68 @@ struct Watch<'a> {
     stop: Stop,
     /// Whether the headings of separated values have been printed.
     headed: bool,
+    /// The VMs that are asked for, each by what it means since the first reading.
+    bound: Option<Vec<VmKey>>,
+    /// Those that have never been there.
+    missing: Vec<VmKey>,
+    out: Out,
 }
 
 impl Watch<'_> {
     fn run(&mut self) -> anyhow::Result<ExitCode> {
         if !self.source.is_live() {
-            let snapshot = self.source.snapshot();
-            self.select(&snapshot)?;
-            self.show(&Interval::since_the_beginning(&snapshot), &CpuTimes::new(), false)?;
-            self.found(&snapshot)?;
-            return Ok(ExitCode::SUCCESS);
+            return self.show_copy();
         }
         let mut runs = Vec::new();
-        let (mut code, mut last) = (ExitCode::SUCCESS, Snapshot::default());
-        for _ in 0..self.args.repeat {
+        let (mut status, mut last) = (0, Snapshot::default());
+        for number in 1..=self.args.repeat {
             let before = self.read()?;
             let cpu = self.cpu.clone();
-            let running = match self.args.command.as_slice() {
+            let aside = (self.args.json || self.args.separator.is_some()) && self.args.output.is_none();
+            let mut running = match self.args.command.as_slice() {
                 [] => None,
-                command => Some(Running::start(command)?),
+                command => Some(Running::start(command, aside, |command| self.meter.leave_limit(command))?),
             };
-            let after = self.watch(running.as_ref(), &before)?;
-            if let Some(running) = running {
-                code = running.finish()?;
+            let watched = self.watch(running.as_mut(), &before);
+            let is_last = number == self.args.repeat || self.stop.is_asked_for();
+            // What is known is shown before the command's end is waited for.
+            let shown = watched.and_then(|after| {
+                let interval = Interval::between(&before, &after);
+                last = after;
+                if self.args.step().is_some() {
+                    return self.tell_quality(&interval);
+                }
+                // A run that was cut off is none of several.
+                if runs.is_empty() || !self.stop.is_asked_for() {
+                    runs.push((interval, self.cpu.since(&cpu)));
+                }
+                if is_last { self.show_runs(&mut runs) } else { Ok(()) }
+            });
+            match running {
+                Some(running) => status = running.finish_after(shown, &self.stop)?,
+                None => shown?,
             }
-            if self.args.step().is_none() {
-                let times = self.cpu.since(&cpu);
-                runs.push((Interval::between(&before, &after), times));
-            }
-            last = after;
-            if self.stop.is_asked_for() {
+            if is_last {
                 break;
             }
         }
-        match runs.as_slice() {
-            [] => {}
-            [(interval, cpu)] => self.show(interval, cpu, false)?,
-            _ => self.show_runs(runs.into_iter().map(|(interval, _)| interval).collect())?,
-        }
         self.found(&last)?;
-        Ok(code)
+        Ok(ExitCode::from(status))
+    }
+
+    /// Shows what a copy of the region holds, of which no time is known.
+    fn show_copy(&mut self) -> anyhow::Result<ExitCode> {
+        let args = self.args;
+        if args.step().is_some() || args.repeat > 1 || args.duration.is_some() || !args.command.is_empty() {
+            bail!(Usage(
+                "a file is a copy, in which nothing happens: it knows no -I, -r, --duration or CMD".into()
+            ));
+        }
+        let snapshot = self.source.snapshot();
+        self.select(&snapshot)?;
+        self.show_runs(&mut vec![(Interval::since_the_beginning(&snapshot), CpuTimes::new())])?;
+        self.found(&snapshot)?;
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Reads the source, and what goes with it.
@@ -159,38 +189,59 @@ impl Watch<'_> {
     }
 
     fn select(&mut self, snapshot: &Snapshot) -> anyhow::Result<()> {
-        self.names.update(self.source.live_vms());
-        self.selection = self.args.select.selection(snapshot.isa)?;
+        let vms = snapshot.accounts.vms();
         if self.source.is_live() {
-            self.selection.check(snapshot.accounts.vms(), self.names.names())?;
+            let live = vms.iter().filter(|vm| vm.id != RETIRED && !vm.finished);
+            self.names.update(live.map(|vm| (vm.id, vm.pid)));
         }
+        let names = self.names.names();
+        self.selection = self.args.select.selection(snapshot.isa)?;
+        match &self.bound {
+            Some(bound) => self.selection.vms.clone_from(bound),
+            // Later, others may be called so: that is no reason to stop.
+            None => {
+                self.selection.check(vms, names)?;
+                self.selection.bind(vms, names);
+                self.bound = Some(self.selection.vms.clone());
+                self.missing.clone_from(&self.selection.vms);
+            }
+        }
+        let missing = Selection { vms: std::mem::take(&mut self.missing), ..Selection::default() };
+        self.missing = missing.without_vm(vms, names).into_iter().cloned().collect();
         Ok(())
     }
 
     /// Waits for the end of a run, showing intervals on the way; gives the last snapshot.
-    fn watch(&mut self, running: Option<&Running>, before: &Snapshot) -> anyhow::Result<Snapshot> {
+    fn watch(&mut self, mut running: Option<&mut Running>, before: &Snapshot) -> anyhow::Result<Snapshot> {
+        /// How often VMs are looked for, so that the names are known of those that end in between.
+        const LOOK: Duration = Duration::from_secs(1);
         let start = Instant::now();
         let end = self.args.duration.and_then(|duration| start.checked_add(duration));
         let step = self.args.step();
         let count = self.args.count.or(self.args.times);
         let mut earlier = before.clone();
+        let mut looked = start;
         let mut number = 0_u64;
         loop {
             number += 1;
             let until = [step.and_then(|step| next(start, step)), end].into_iter().flatten().min();
             let Self { names, source, stop, .. } = self;
-            let mut wake = wait(running, until, stop, || names.update(source.live_vms()));
-            if wake == Wake::Time && (until == end || count == Some(number)) {
-                // With a command, a duration ends the watching, not the command.
-                wake = Wake::Over;
-            }
+            let stdout = self.args.output.is_none();
+            let wake = wait(running.as_deref_mut(), until, stdout, stop, || {
+                if looked.elapsed() >= LOOK {
+                    looked = Instant::now();
+                    names.update(source.live_vms());
+                }
+            });
+            // With a command, a duration ends the watching, not the command.
+            let over = wake.is_over()? || until.is_some() && until == end || count == Some(number);
             let cpu = self.cpu.clone();
             let now = self.read()?;
             if step.is_some() {
                 let times = self.cpu.since(&cpu);
                 self.show(&Interval::between(&earlier, &now), &times, true)?;
             }
-            if wake == Wake::Over {
+            if over {
                 return Ok(now);
             }
             earlier = now;
@@ -213,35 +264,61 @@ impl Watch<'_> {
         let context = self.context(cpu);
         if self.args.json {
             let document = Document::new(interval, context);
-            return if in_intervals {
-                print(&format!("{}\n", serde_json::to_string(&document)?))
-            } else {
-                print_json(&document)
-            };
+            return self.out.print_json(&document, in_intervals);
         }
-        if let Some(separator) = &self.args.separator {
-            let head = if headed { String::new() } else { view::csv_header(separator, context) };
-            return print(&(head + &view::csv(interval, context, separator)));
-        }
-        let stamp = in_intervals.then(|| stamp(interval.to));
-        print(&view::text(interval, context, stamp.as_deref(), terminal_width()))
+        let text = match &self.args.separator {
+            Some(separator) if headed => view::csv(interval, context, separator),
+            Some(separator) => {
+                view::csv_header(separator, context) + &view::csv(interval, context, separator)
+            }
+            None => {
+                let stamp = interval.to.filter(|_| in_intervals).map(stamp);
+                view::text(interval, context, stamp.as_deref(), self.width())
+            }
+        };
+        self.out.print(&text)
     }
 
-    fn show_runs(&self, runs: Vec<Interval>) -> anyhow::Result<()> {
+    fn show_runs(&mut self, runs: &mut Vec<(Interval, CpuTimes)>) -> anyhow::Result<()> {
+        if let [(interval, cpu)] = runs.as_slice() {
+            self.show(interval, cpu, false)?;
+            return self.tell_quality(interval);
+        }
+        let runs: Vec<Interval> = runs.drain(..).map(|(interval, _)| interval).collect();
         let cpu = CpuTimes::new();
         let context = self.context(&cpu);
         if self.args.json {
-            return print_json(&Document::of_runs(&runs, context));
+            let document = Document::of_runs(&runs, context);
+            return self.out.print_json(&document, false);
         }
-        if let Some(separator) = &self.args.separator {
-            let lines: String = runs.iter().map(|run| view::csv(run, context, separator)).collect();
-            return print(&(view::csv_header(separator, context) + &lines));
+        let Some(separator) = &self.args.separator else {
+            let text = view::repeated(&runs, context, self.width());
+            return self.out.print(&text);
+        };
+        let lines: String = runs.iter().map(|run| view::csv(run, context, separator)).collect();
+        let text = view::csv_header(separator, context) + &lines;
+        eprintln!("{}", view::quality_of_runs(&runs, context));
+        self.out.print(&text)
+    }
+
+    /// Says on stderr how the numbers are to be judged, where a program reads the output and that has no place for it.
+    fn tell_quality(&self, interval: &Interval) -> anyhow::Result<()> {
+        if self.args.separator.is_some() {
+            eprintln!("{}", view::quality_of(interval, self.context(&CpuTimes::new())));
         }
-        print(&view::repeated(&runs, context, terminal_width()))
+        Ok(())
+    }
+
+    /// Columns of what is written to, if it is a terminal.
+    fn width(&self) -> Option<usize> {
+        terminal_width().filter(|_| self.args.output.is_none())
     }
 
     fn found(&self, last: &Snapshot) -> anyhow::Result<()> {
-        select::all_found(&self.selection, &last.accounts, self.names.names())
+        match self.missing.first() {
+            Some(key) => Err(select::not_found(key, &last.accounts, self.names.names())),
+            None => Ok(()),
+        }
     }
 }
 

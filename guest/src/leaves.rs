@@ -13,6 +13,13 @@ use exitscope_abi::reason::Reason;
 )]
 pub struct Absent;
 
+/// The leaves are not any more what they were.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the host's exitscope has changed meanwhile (its layout, its policy, or whether it is loaded at all): begin anew"
+)]
+pub struct Changed;
+
 /// The leaves of a machine that has answered the discovery leaf.
 #[derive(Clone, Copy, Debug)]
 pub struct Leaves {
@@ -36,6 +43,13 @@ impl Leaves {
     fn find_with(cpuid: fn(u32, u32) -> Registers) -> Result<Self, Absent> {
         let discovery = Discovery::decode(cpuid(DISCOVERY, 0)).ok_or(Absent)?;
         Ok(Self { discovery, cpuid })
+    }
+
+    /// Checks that the discovery leaf says what it said at first: the host's administrator may have changed the layout or
+    /// the policy, or unloaded the module, and what the leaves say then is another thing.
+    pub fn check(&self) -> Result<(), Changed> {
+        let now = Discovery::decode((self.cpuid)(DISCOVERY, 0));
+        if now == Some(self.discovery) { Ok(()) } else { Err(Changed) }
     }
 
     /// What the discovery leaf told.

@@ -1,14 +1,16 @@
 //! CPU time of VMMs' processes: in guests, by vCPU threads, by all others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use exitscope_model::accounts::{Accounts, RETIRED};
 use exitscope_model::document::{CpuTime, CpuTimes};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::names::in_initial_namespace;
 
@@ -22,7 +24,7 @@ struct Process {
     /// ns of all its threads, those in guests, those of threads that run a vCPU.
     total: u64,
     guest: u64,
-    vcpus: u64,
+    vcpus: Option<u64>,
 }
 
 /// Reads CPU times, from files that stay open: to open them is most of what it costs.
@@ -31,8 +33,11 @@ pub struct Meter {
     proc: PathBuf,
     /// ns in the unit that the kernel counts in.
     tick: u64,
-    files: BTreeMap<PathBuf, File>,
+    /// By process, then by path.
+    files: BTreeMap<u32, BTreeMap<PathBuf, File>>,
     works: bool,
+    /// Descriptors that this program might have before it became more.
+    descriptors: Rlimit,
 }
 
 impl Meter {
@@ -41,10 +46,17 @@ impl Meter {
         let proc = PathBuf::from("/proc");
         let works = in_initial_namespace(&proc);
         // A descriptor for each vCPU: as many as we may have.
-        let limit = getrlimit(Resource::Nofile);
-        let _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: limit.maximum, ..limit });
+        let descriptors = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors });
         let tick = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
-        Self { proc, tick, files: BTreeMap::new(), works }
+        Self { proc, tick, files: BTreeMap::new(), works, descriptors }
+    }
+
+    /// Has a program that is started have as many descriptors as it would have without us: some count on few.
+    pub fn leave_limit(&self, command: &mut Command) {
+        let limit = self.descriptors;
+        // SAFETY: a system call alone, which may be made between fork and exec.
+        unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?)) };
     }
 
     /// What the processes of all live VMs have used until now.
@@ -62,8 +74,7 @@ impl Meter {
             };
             let Some((total, guest)) = known else { continue };
             processes.insert(vm.pid, (total, guest));
-            let vcpus =
-                accounts.vcpus(vm).iter().filter_map(|vcpu| self.thread(vm.pid, vcpu.thread, &mut buffer));
+            let vcpus = accounts.vcpus(vm).iter().map(|vcpu| self.thread(vm.pid, vcpu.thread, &mut buffer));
             usage.0.insert(vm.id, Process { pid: vm.pid, total, guest, vcpus: vcpus.sum() });
         }
         usage
@@ -71,20 +82,13 @@ impl Meter {
 
     /// Forgets the files of processes that have gone.
     pub fn forget(&mut self, accounts: &Accounts) {
-        let live = |pid: &str| {
-            let pid = pid.parse().ok();
-            accounts.vms().iter().any(|vm| !vm.finished && Some(vm.pid) == pid)
-        };
-        let proc = self.proc.clone();
-        self.files.retain(|path, _| {
-            let pid = path.strip_prefix(&proc).ok().and_then(|rest| rest.iter().next()?.to_str());
-            pid.is_some_and(live)
-        });
+        let live: BTreeSet<u32> = accounts.vms().iter().filter(|vm| !vm.finished).map(|vm| vm.pid).collect();
+        self.files.retain(|pid, _| live.contains(pid));
     }
 
     /// ns of a process in all and in its guests.
     fn process(&mut self, pid: u32, buffer: &mut String) -> Option<(u64, u64)> {
-        self.text(self.proc.join(pid.to_string()).join("stat"), buffer)?;
+        self.text(pid, self.proc.join(pid.to_string()).join("stat"), buffer)?;
         let (total, guest) = parse_stat(buffer)?;
         Some((total.saturating_mul(self.tick), guest.saturating_mul(self.tick)))
     }
@@ -92,15 +96,16 @@ impl Meter {
     /// ns of a thread.
     fn thread(&mut self, pid: u32, thread: u32, buffer: &mut String) -> Option<u64> {
         let path = self.proc.join(pid.to_string()).join("task").join(thread.to_string()).join("schedstat");
-        self.text(path, buffer)?;
+        self.text(pid, path, buffer)?;
         buffer.split_whitespace().next()?.parse().ok()
     }
 
-    fn text(&mut self, path: PathBuf, buffer: &mut String) -> Option<()> {
+    fn text(&mut self, pid: u32, path: PathBuf, buffer: &mut String) -> Option<()> {
         let mut bytes = [0; 1024];
-        let length = match self.files.get(&path) {
+        let files = self.files.entry(pid).or_default();
+        let length = match files.get(&path) {
             Some(file) => file.read_at(&mut bytes, 0),
-            None => self.open(&path).and_then(|file| file.read_at(&mut bytes, 0)),
+            None => open(files, &path).and_then(|file| file.read_at(&mut bytes, 0)),
         };
         buffer.clear();
         match length {
@@ -109,16 +114,16 @@ impl Meter {
                 Some(())
             }
             Err(_) => {
-                self.files.remove(&path);
+                files.remove(&path);
                 None
             }
         }
     }
+}
 
-    fn open(&mut self, path: &Path) -> io::Result<&File> {
-        let file = File::open(path)?;
-        Ok(self.files.entry(path.into()).or_insert(file))
-    }
+fn open<'a>(files: &'a mut BTreeMap<PathBuf, File>, path: &Path) -> io::Result<&'a File> {
+    let file = File::open(path)?;
+    Ok(files.entry(path.into()).or_insert(file))
 }
 
 impl Default for Meter {
@@ -139,20 +144,30 @@ fn parse_stat(text: &str) -> Option<(u64, u64)> {
 impl Usage {
     /// What was used since `earlier`.
     pub fn since(&self, earlier: &Self) -> CpuTimes {
-        let shared = |pid: u32| self.0.values().filter(|process| process.pid == pid).count() as u32;
+        let (now_by_pid, before_by_pid) = (self.by_process(), earlier.by_process());
         let mut times = CpuTimes::new();
         for (&id, now) in &self.0 {
             let Some(before) = earlier.0.get(&id).filter(|before| before.pid == now.pid) else { continue };
             let total = now.total.saturating_sub(before.total);
             let guest = now.guest.saturating_sub(before.guest);
-            let of_all = |usage: &Self| -> u64 {
-                usage.0.values().filter(|other| other.pid == now.pid).map(|other| other.vcpus).sum()
-            };
-            let vcpus = of_all(self).saturating_sub(of_all(earlier));
-            let elsewhere = total.saturating_sub(vcpus);
-            times.insert(id, CpuTime { total, guest, elsewhere, vms: shared(now.pid) });
+            let (vms, vcpus) = now_by_pid.get(&now.pid).copied().unwrap_or_default();
+            let (_, vcpus_before) = before_by_pid.get(&now.pid).copied().unwrap_or_default();
+            let vcpus = vcpus.zip(vcpus_before).map(|(now, before)| now.saturating_sub(before));
+            let elsewhere = vcpus.map(|vcpus| total.saturating_sub(vcpus));
+            times.insert(id, CpuTime { total, guest, elsewhere, vms });
         }
         times
+    }
+
+    /// How many VMs each process has, and ns of all threads that run their vCPUs, if each is known.
+    fn by_process(&self) -> BTreeMap<u32, (u32, Option<u64>)> {
+        let mut processes = BTreeMap::new();
+        for process in self.0.values() {
+            let (vms, vcpus) = processes.entry(process.pid).or_insert((0, Some(0_u64)));
+            *vms += 1;
+            *vcpus = vcpus.zip(process.vcpus).map(|(sum, more)| sum + more);
+        }
+        processes
     }
 }
 
@@ -171,7 +186,7 @@ mod tests {
 
     #[test]
     fn work_that_no_vcpu_does_is_elsewhere() {
-        let process = |total, guest, vcpus| Process { pid: 7, total, guest, vcpus };
+        let process = |total, guest, vcpus| Process { pid: 7, total, guest, vcpus: Some(vcpus) };
         let earlier = Usage(BTreeMap::from([(1, process(100, 10, 60)), (2, process(100, 10, 20))]));
         let later = Usage(BTreeMap::from([
             (1, process(190, 40, 100)),
@@ -179,7 +194,11 @@ mod tests {
             (3, process(1, 1, 1)),
         ]));
         let times = later.since(&earlier);
-        assert_eq!(times[&1], CpuTime { total: 90, guest: 30, elsewhere: 49, vms: 3 });
+        assert_eq!(times[&1], CpuTime { total: 90, guest: 30, elsewhere: Some(49), vms: 3 });
         assert_eq!(times.len(), 2);
+        // One vCPU's thread cannot be read: its time must not count as another's work.
+        let mut unknown = later;
+        unknown.0.insert(2, Process { vcpus: None, ..process(190, 40, 0) });
+        assert_eq!(unknown.since(&earlier)[&1].elsewhere, None);
     }
 }

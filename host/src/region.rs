@@ -221,7 +221,7 @@ impl Region {
         let [tsc_khz, used_cells, max_cells] =
             [&header.tsc_khz, &header.used_cells, &header.max_cells].map(|number| number.load(Relaxed));
         Snapshot {
-            at: now(),
+            at: Some(now()),
             began: 0,
             isa,
             clock: Clock { khz: tsc_khz },

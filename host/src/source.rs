@@ -62,7 +62,8 @@ impl Source {
         let emulator = emulator(Path::new("/proc/cmdline"));
         let module = |why: &str| {
             let region = Region::open(Path::new(DEVICE))?;
-            let origin = Origin { source: "module".into(), why: why.into(), emulator: emulator.clone() };
+            let emulator = emulator.clone();
+            let origin = Origin { source: "module".into(), why: why.into(), emulator, copy: false };
             Ok(Self { region, origin, live: true })
         };
         match choice {
@@ -71,7 +72,7 @@ impl Source {
             Choice::Bpf => Err(Error::NoBpf),
             Choice::File(path) => {
                 let region = Region::open(path)?;
-                let origin = Origin { source: path.display().to_string(), ..Origin::default() };
+                let origin = Origin { source: path.display().to_string(), copy: true, ..Origin::default() };
                 Ok(Self { region, origin, live: false })
             }
         }
@@ -92,9 +93,10 @@ impl Source {
         self.region.live_vms()
     }
 
-    /// Everything that has been counted until now.
+    /// Everything that has been counted until now, or until the copy was made.
     pub fn snapshot(&self) -> Snapshot {
-        self.region.snapshot()
+        let snapshot = self.region.snapshot();
+        Snapshot { at: snapshot.at.filter(|_| self.live), ..snapshot }
     }
 }
 

@@ -71,6 +71,15 @@ pub struct Buckets {
 }
 
 impl Account {
+    /// Whether another has the same counts, of its histogram aside.
+    pub fn has_counted_as(&self, other: &Self) -> bool {
+        let counts = |account: &Self| {
+            let Self { exits, cycles, user, polled, halted, .. } = *account;
+            [exits, cycles, user, polled, halted]
+        };
+        counts(self) == counts(other)
+    }
+
     /// Ticks in the host's kernel, time that the vCPU's thread waited for a CPU included.
     pub fn kernel(&self) -> u64 {
         kernel(self.cycles, self.user, self.polled, self.halted)

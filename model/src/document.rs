@@ -25,6 +25,8 @@ pub struct Origin {
     pub why: String,
     /// The emulator of the CPU; empty on a real one.
     pub emulator: String,
+    /// Whether it is a copy, made at an unknown time on an unknown machine.
+    pub copy: bool,
 }
 
 /// CPU time of a VM's process in an interval, in ns: what the operating system says of it.
@@ -34,8 +36,9 @@ pub struct CpuTime {
     pub total: u64,
     /// Of this, in guests.
     pub guest: u64,
-    /// Of this, by threads that run no vCPU: work of the VMM's that no exit caused.
-    pub elsewhere: u64,
+    /// Of this, by threads that run no vCPU: work of the VMM's that no exit caused. `None` where it is not known of each
+    /// vCPU which thread runs it.
+    pub elsewhere: Option<u64>,
     /// VMs that share the process, this one included.
     pub vms: u32,
 }
@@ -50,12 +53,12 @@ pub struct Document {
     pub schema: &'static str,
     /// `module`, or a file's name.
     pub source: String,
-    /// Whether an emulated CPU ran it, so that times say nothing about a real one.
-    pub emulated: bool,
-    /// When the interval ended, in seconds since 1970.
-    pub time: f64,
-    /// Its length.
-    pub seconds: f64,
+    /// Whether an emulated CPU ran it, so that times say nothing about a real one; `None` where that is unknown.
+    pub emulated: Option<bool>,
+    /// When the interval ended, in seconds since 1970, if that is known.
+    pub time: Option<f64>,
+    /// Its length, if that is known.
+    pub seconds: Option<f64>,
     /// What must be known to judge the numbers.
     pub quality: Quality,
     /// All that was selected.
@@ -174,8 +177,8 @@ pub struct Vm {
 /// A vCPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct Vcpu {
-    /// KVM's id of it.
-    pub id: u32,
+    /// KVM's id of it; none for all those of the sum of retired VMs.
+    pub id: Option<u32>,
     /// Its reasons.
     pub reasons: Vec<Reason>,
 }
@@ -223,7 +226,8 @@ impl Quality {
         untimed: i64,
     ) -> Self {
         let vms = interval.accounts.vms().iter().filter(|vm| selection.has_vm(vm, names));
-        let vcpus = vms.flat_map(|vm| interval.accounts.vcpus(vm)).filter(|vcpu| selection.has_vcpu(vcpu.id));
+        let vcpus = vms
+            .flat_map(|vm| interval.accounts.vcpus(vm).iter().filter(|vcpu| selection.has_vcpu(vm, vcpu.id)));
         let (unannounced, backwards) = vcpus.fold((0_u64, 0_u64), |(unannounced, backwards), vcpu| {
             (unannounced.wrapping_add(vcpu.unannounced), backwards.wrapping_add(vcpu.backwards))
         });
@@ -239,6 +243,23 @@ impl Quality {
             clock_khz: interval.clock.khz,
             quantiles: "upper bounds, from a histogram of powers of two",
         }
+    }
+}
+
+impl Quality {
+    /// Of several runs of the same.
+    pub fn of_runs(runs: &[Interval], context: Context<'_>, untimed: i64) -> Self {
+        let Context { selection, names, origin, .. } = context;
+        let mut all = runs.iter().map(|run| Self::of(run, selection, names, origin, untimed));
+        let first = all.next().unwrap_or_default();
+        all.fold(first, |sum, run| Self {
+            unannounced: sum.unannounced.wrapping_add(run.unannounced),
+            backwards: sum.backwards.wrapping_add(run.backwards),
+            unaccounted: sum.unaccounted.wrapping_add(run.unaccounted),
+            overflowed: sum.overflowed || run.overflowed,
+            restarted: sum.restarted || run.restarted,
+            ..run
+        })
     }
 }
 
@@ -276,9 +297,9 @@ impl Document {
         Self {
             schema: SCHEMA,
             source: origin.source.clone(),
-            emulated: !origin.emulator.is_empty(),
-            time: interval.to.wall_ns as f64 / 1e9,
-            seconds: interval.ns() as f64 / 1e9,
+            emulated: (!origin.copy).then_some(!origin.emulator.is_empty()),
+            time: interval.to.map(|to| to.wall_ns as f64 / 1e9),
+            seconds: interval.ns().map(|ns| ns as f64 / 1e9),
             quality: Quality::of(interval, selection, names, origin, total.untimed),
             total,
             reasons,
@@ -292,13 +313,14 @@ impl Document {
     /// The document of several runs of the same: sums, and for each reason the mean and the deviation of a run.
     pub fn of_runs(runs: &[Interval], context: Context<'_>) -> Self {
         let Some(last) = runs.last() else { return Self::new(&Interval::default(), context) };
-        let Context { selection, names, options, cycles, origin, .. } = context;
+        let Context { selection, names, options, cycles, .. } = context;
         let by = crate::stat::By { reason: true, ..Default::default() };
         let all = Options { by, top: 0, ..options };
         let rows: Vec<Rows> = runs.iter().map(|run| Rows::of(run, selection, names, all)).collect();
         let mut total = Tally::default();
         rows.iter().for_each(|rows| total.merge(&rows.total));
-        let reasons = repeat(&rows, all).into_iter().map(|row| {
+        let (shown, other) = repeat(&rows, Options { by, ..options });
+        let reasons = shown.into_iter().chain(other.map(|(_, row)| row)).map(|row| {
             let cost_ns = |run: &Tally| last.clock.ns(cost(run, options.with_halt)).unwrap_or(0);
             Reason {
                 exits_per_run: Some(row.spread(|run| run.exits)),
@@ -307,11 +329,13 @@ impl Document {
             }
         });
         let figures = Figures::of(&total, last.clock, cycles);
+        let lengths: Option<Vec<u64>> = runs.iter().map(Interval::ns).collect();
         Self {
-            seconds: runs.iter().map(Interval::ns).sum::<u64>() as f64 / 1e9,
-            quality: Quality::of(last, selection, names, origin, figures.untimed),
+            seconds: lengths.map(|lengths| lengths.into_iter().sum::<u64>() as f64 / 1e9),
+            quality: Quality::of_runs(runs, context, figures.untimed),
             total: figures,
             reasons: reasons.collect(),
+            // A VM of one run is none of another's.
             vms: Vec::new(),
             runs: Some(runs.len()),
             ..Self::new(last, context)
@@ -339,7 +363,7 @@ fn vms(interval: &Interval, context: Context<'_>) -> Vec<Vm> {
     for vm in shown {
         let mut sum = Tally::default();
         let mut vcpus = Vec::new();
-        for vcpu in accounts.vcpus(vm).iter().filter(|vcpu| selection.has_vcpu(vcpu.id)) {
+        for vcpu in accounts.vcpus(vm).iter().filter(|vcpu| selection.has_vcpu(vm, vcpu.id)) {
             let mut reasons = Vec::new();
             for account in accounts.reasons(vcpu).iter().filter(|account| selection.has_code(account.code)) {
                 let tally = Tally::of(account, accounts.histogram(account));
@@ -348,7 +372,7 @@ fn vms(interval: &Interval, context: Context<'_>) -> Vec<Vm> {
             }
             reasons.sort_by_key(|reason| std::cmp::Reverse(reason.figures.exits));
             if !reasons.is_empty() {
-                vcpus.push(Vcpu { id: vcpu.id, reasons });
+                vcpus.push(Vcpu { id: (vm.id != RETIRED).then_some(vcpu.id), reasons });
             }
         }
         if vcpus.is_empty() && (vm.finished || !selection.codes.is_empty() || !selection.vcpus.is_empty()) {

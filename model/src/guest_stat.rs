@@ -22,6 +22,8 @@ pub struct Reading {
     /// Questions after the one for CPUID's exits: each caused one.
     rest: u64,
     accounts: BTreeMap<u32, Account>,
+    /// Of all codes that no manual defines; their parts are not known.
+    undefined: Account,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,7 +37,7 @@ impl Reading {
     /// Before the first question.
     pub fn new(isa: Isa) -> Self {
         // The first question counts itself, and is not one after it.
-        Self { isa, rest: 0_u64.wrapping_sub(1), accounts: BTreeMap::new() }
+        Self { isa, rest: 0_u64.wrapping_sub(1), accounts: BTreeMap::new(), undefined: Account::default() }
     }
 
     /// So many questions have been asked.
@@ -48,6 +50,18 @@ impl Reading {
         let Figures { exits, cycles, .. } = figures;
         let Figures { kernel, user, polled, halted, .. } = parts;
         self.accounts.insert(code, Account { exits, cycles, parts: Parts { kernel, user, polled, halted } });
+    }
+
+    /// The figures of all codes that no manual defines.
+    pub fn add_undefined(&mut self, Figures { exits, cycles, .. }: Figures) {
+        self.undefined = Account { exits, cycles, parts: Parts::default() };
+    }
+
+    /// Whether it is not what goes on from an earlier one: then some account has less.
+    pub fn has_begun_anew(&self, earlier: &Self) -> bool {
+        earlier.accounts.iter().any(|(code, before)| {
+            self.accounts.get(code).is_none_or(|now| now.exits < before.exits || now.cycles < before.cycles)
+        })
     }
 
     /// Ticks that one question costs, by a reading right before this one.
@@ -82,7 +96,7 @@ pub struct GuestStat {
     pub exits: u64,
     /// Time of all exits in ns, by part.
     pub ns: Parts,
-    /// Percent of the time that the command took, of one CPU.
+    /// Of that, time in the kernel and in the VMM in percent of the time that the command took, of one CPU.
     pub percent_of_time: f64,
     /// Per reason, dearest first.
     pub reasons: Vec<Reason>,
@@ -97,14 +111,14 @@ pub struct GuestStat {
 /// A reason's part in it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reason {
-    /// Its code.
-    pub code: u32,
+    /// Its code; none for all that no manual defines.
+    pub code: Option<u32>,
     /// Its name.
     pub name: Cow<'static, str>,
     /// Exits.
     pub exits: u64,
-    /// Their time in ns, by part.
-    pub ns: Parts,
+    /// Their time in ns, by part, where the leaves tell it.
+    pub ns: Option<Parts>,
     /// Mean time of an exit in ns.
     pub mean_ns: Option<u64>,
 }
@@ -123,20 +137,33 @@ impl GuestStat {
                 if code == later.isa.cpuid() {
                     account.take_away(own, own.saturating_mul(cost));
                 }
-                (account.exits > 0).then(|| account.reason(later.isa, code, clock))
+                // Time may have ended of an exit that came before.
+                (account.exits > 0 || account.cycles > 0).then(|| account.reason(later.isa, code, clock))
             })
             .collect();
+        let undefined = later.undefined.since(&earlier.undefined);
+        if undefined.exits > 0 {
+            reasons.push(Reason {
+                code: None,
+                name: "UNDEFINED".into(),
+                ns: None,
+                ..undefined.reason(later.isa, later.isa.cpuid(), clock)
+            });
+        }
         reasons.sort_by_key(|reason| {
-            (Reverse(reason.ns.kernel + reason.ns.user), Reverse(reason.exits), reason.code)
+            let ns = reason.ns.unwrap_or_default();
+            (Reverse(ns.kernel + ns.user), Reverse(reason.exits), reason.code)
         });
-        let sum = |part: fn(&Parts) -> u64| reasons.iter().map(|reason| part(&reason.ns)).sum::<u64>();
+        let sum = |part: fn(&Parts) -> u64| {
+            reasons.iter().filter_map(|reason| reason.ns.as_ref().map(part)).sum::<u64>()
+        };
         let ns = Parts {
             kernel: sum(|ns| ns.kernel),
             user: sum(|ns| ns.user),
             polled: sum(|ns| ns.polled),
             halted: sum(|ns| ns.halted),
         };
-        let all = ns.kernel + ns.user + ns.polled + ns.halted;
+        let cost = ns.kernel + ns.user;
         Self {
             schema: SCHEMA,
             isa: later.isa.name(),
@@ -146,7 +173,7 @@ impl GuestStat {
             clock_khz: khz,
             exits: reasons.iter().map(|reason| reason.exits).sum(),
             ns,
-            percent_of_time: if wall_ns == 0 { 0.0 } else { 100.0 * all as f64 / wall_ns as f64 },
+            percent_of_time: if wall_ns == 0 { 0.0 } else { 100.0 * cost as f64 / wall_ns as f64 },
             reasons,
             own_exits: own,
             interrupts: None,
@@ -179,10 +206,10 @@ impl Account {
 
     fn reason(&self, isa: Isa, code: u32, clock: Clock) -> Reason {
         Reason {
-            code,
+            code: Some(code),
             name: name(isa, code.into()),
             exits: self.exits,
-            ns: self.parts.ns(clock).unwrap_or_default(),
+            ns: Some(self.parts.ns(clock).unwrap_or_default()),
             mean_ns: self.cycles.checked_div(self.exits).and_then(|ticks| clock.ns(ticks)),
         }
     }
@@ -219,7 +246,20 @@ mod tests {
         let exits: Vec<(&str, u64)> =
             stat.reasons.iter().map(|reason| (&*reason.name, reason.exits)).collect();
         assert_eq!(exits, [("CPUID", 50), ("HLT", 2)]);
-        assert_eq!((stat.ns.kernel, stat.ns.halted, stat.percent_of_time), (5_200, 2_000, 36.0));
+        assert_eq!((stat.ns.kernel, stat.ns.halted, stat.percent_of_time), (5_200, 2_000, 26.0));
         assert_eq!(stat.reasons[1].mean_ns, Some(1_100));
+    }
+
+    #[test]
+    fn nothing_that_came_is_left_out() {
+        let (before, mut after) = (reading(7, 1), reading(7 + 6, 1));
+        let figures = Figures { exits: 1, cycles: 1_500, ..Figures::default() };
+        after.add(0x78, figures, Figures { kernel: 100, halted: 1_400, ..Figures::default() });
+        after.add_undefined(Figures { exits: 2, cycles: 300, ..Figures::default() });
+        let stat = GuestStat::between(&before, &after, 20_000, 1_000_000, 100);
+        let told: Vec<_> =
+            stat.reasons.iter().map(|reason| (&*reason.name, reason.exits, reason.ns.is_some())).collect();
+        assert_eq!(told, [("UNDEFINED", 2, false), ("HLT", 0, true)]);
+        assert!(before.has_begun_anew(&after) && !after.has_begun_anew(&before));
     }
 }

@@ -16,10 +16,10 @@ use crate::tally::Tally;
 /// What a source has counted between two moments.
 #[derive(Clone, Debug, Default)]
 pub struct Interval {
-    /// When it began.
-    pub from: Moment,
-    /// When it ended.
-    pub to: Moment,
+    /// When it began; `None` when that is unknown.
+    pub from: Option<Moment>,
+    /// When it ended; `None` when that is unknown.
+    pub to: Option<Moment>,
     /// The instruction set; `None` before the first exit.
     pub isa: Option<Isa>,
     /// The source's clock.
@@ -50,13 +50,10 @@ impl Interval {
         }
     }
 
-    /// Everything that a snapshot holds, as an interval from its source's beginning.
+    /// Everything that a snapshot holds, as an interval from its source's beginning, of which no time is known.
     pub fn since_the_beginning(snapshot: &Snapshot) -> Self {
-        let began = Moment { wall_ns: snapshot.began, monotonic_ns: 0 };
-        let age = snapshot.at.wall_ns.saturating_sub(snapshot.began);
-        let monotonic_ns = snapshot.at.monotonic_ns.saturating_sub(age);
         Self {
-            from: Moment { monotonic_ns, ..began },
+            from: None,
             to: snapshot.at,
             isa: snapshot.isa,
             clock: snapshot.clock,
@@ -66,9 +63,9 @@ impl Interval {
         }
     }
 
-    /// Its length in ns.
-    pub fn ns(&self) -> u64 {
-        self.to.monotonic_ns.saturating_sub(self.from.monotonic_ns)
+    /// Its length in ns, if that is known.
+    pub fn ns(&self) -> Option<u64> {
+        Some(self.to?.monotonic_ns.saturating_sub(self.from?.monotonic_ns))
     }
 }
 
@@ -108,8 +105,7 @@ fn subtract_vcpu(
         let mut tally = Tally::of(account, after.histogram(account));
         if let Some(old) = known.map(|at| &old[at]) {
             // Nothing came, as most often.
-            let same = old.exits == account.exits && old.cycles == account.cycles;
-            if same && before.timed(old) == after.timed(account) {
+            if old.has_counted_as(account) && before.timed(old) == after.timed(account) {
                 continue;
             }
             tally.subtract(&Tally::of(old, before.histogram(old)));

@@ -72,9 +72,9 @@ impl Selection {
         self.vms.is_empty() || self.vms.iter().any(|key| fits(key, vm, names))
     }
 
-    /// Whether a vCPU of a selected VM is.
-    pub fn has_vcpu(&self, id: u32) -> bool {
-        self.vcpus.is_empty() || self.vcpus.contains(&id)
+    /// Whether a vCPU of a selected VM is. The sum of retired VMs has none.
+    pub fn has_vcpu(&self, vm: &VmEntry, id: u32) -> bool {
+        self.vcpus.is_empty() || (vm.id != RETIRED && self.vcpus.contains(&id))
     }
 
     /// Whether a reason is selected.
@@ -112,6 +112,23 @@ impl Selection {
             }
         }
         Ok(())
+    }
+
+    /// Has each key that may mean several things mean what it means for these VMs, so that it does not mean another
+    /// thing when others have come. What fits none of them stays open.
+    pub fn bind(&mut self, vms: &[VmEntry], names: &Names) {
+        for key in &mut self.vms {
+            let VmKey::Any(text) = key else { continue };
+            let meanings = [
+                text.parse().ok().map(VmKey::Id),
+                text.parse().ok().map(VmKey::Pid),
+                Some(VmKey::Name(text.clone())),
+            ];
+            let meant = meanings.into_iter().flatten().find(|key| vms.iter().any(|vm| fits(key, vm, names)));
+            if let Some(meant) = meant {
+                *key = meant;
+            }
+        }
     }
 
     /// The keys that no VM among these fits, as they were given.

@@ -33,8 +33,8 @@ impl Clock {
 /// What a source has counted since it began.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// When it was read.
-    pub at: Moment,
+    /// When it was read; `None` where that is unknown, as of a copy in a file.
+    pub at: Option<Moment>,
     /// When the source began, in ns since 1970; 0 when unknown. Another beginning means that all counters began anew.
     pub began: u64,
     /// The instruction set; `None` before the first exit.

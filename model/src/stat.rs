@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use crate::accounts::RETIRED;
 use crate::interval::Interval;
 use crate::name;
 use crate::select::{Names, Selection};
@@ -52,7 +53,7 @@ pub struct Options {
 pub struct Subject {
     /// The VM's number.
     pub vm: Option<u64>,
-    /// The vCPU's id.
+    /// The vCPU's id; the sum of retired VMs has none.
     pub vcpu: Option<u32>,
     /// The reason's code.
     pub code: Option<u64>,
@@ -92,12 +93,12 @@ impl Rows {
         let By { vm: by_vm, vcpu: by_vcpu, reason: by_reason } = options.by;
         for (vm, vcpu, account) in interval.accounts.iter() {
             let selected = selection.has_code(account.code)
-                && selection.has_vcpu(vcpu.id)
+                && selection.has_vcpu(vm, vcpu.id)
                 && selection.has_vm(vm, names);
             if selected {
                 let subject = Subject {
                     vm: by_vm.then_some(vm.id),
-                    vcpu: by_vcpu.then_some(vcpu.id),
+                    vcpu: (by_vcpu && vm.id != RETIRED).then_some(vcpu.id),
                     code: by_reason.then_some(account.code),
                 };
                 sums.entry(subject).or_default().add(&interval.accounts, account);
@@ -186,8 +187,9 @@ impl Repeated {
     }
 }
 
-/// The rows of several runs, each told apart by the same; ranked by the sum of the runs.
-pub fn repeat(runs: &[Rows], options: Options) -> Vec<Repeated> {
+/// The rows of several runs, each told apart by the same; ranked by the sum of the runs. What does not fit is one row
+/// more, and how many it is of.
+pub fn repeat(runs: &[Rows], options: Options) -> (Vec<Repeated>, Option<(usize, Repeated)>) {
     let mut sums: BTreeMap<&Subject, Vec<Tally>> = BTreeMap::new();
     for (number, run) in runs.iter().enumerate() {
         for row in &run.rows {
@@ -205,12 +207,23 @@ pub fn repeat(runs: &[Rows], options: Options) -> Vec<Repeated> {
         .map(|(subject, tallies)| Row { subject: (*subject).clone(), tally: sum(tallies) })
         .collect();
     rank(&mut rows, options);
-    rows.into_iter()
+    let shown: Vec<Repeated> = rows
+        .iter()
+        .take(if options.top == 0 { rows.len() } else { options.top })
         .map(|Row { subject, tally }| {
-            let runs = sums.remove(&subject).unwrap_or_default();
-            Repeated { subject, tally, runs }
+            let runs = sums.remove(subject).unwrap_or_default();
+            Repeated { subject: subject.clone(), tally: tally.clone(), runs }
         })
-        .collect()
+        .collect();
+    if sums.is_empty() {
+        return (shown, None);
+    }
+    let mut rest = vec![Tally::default(); runs.len()];
+    for tallies in sums.values() {
+        rest.iter_mut().zip(tallies).for_each(|(rest, tally)| rest.merge(tally));
+    }
+    let other = Repeated { subject: Subject::default(), tally: sum(&rest), runs: rest };
+    (shown, Some((sums.len(), other)))
 }
 
 #[cfg(test)]
@@ -286,7 +299,12 @@ mod tests {
         let whole = Rows::of(&interval(), &Selection::default(), &Names::new(), options);
         let mut less = whole.clone();
         less.rows.remove(0);
-        let repeated = repeat(&[whole, less], options);
+        let cut = Options { top: 1, ..options };
+        let (shown, other) = repeat(&[whole.clone(), less.clone()], cut);
+        let (count, other) = other.unwrap();
+        assert_eq!((shown.len(), count, other.runs[1].exits), (1, 1, less.total.exits - 60));
+        let (repeated, other) = repeat(&[whole, less], options);
+        assert_eq!(other, None);
         let exits: Vec<u64> = repeated[0].runs.iter().map(|run| run.exits).collect();
         assert_eq!((repeated.len(), exits), (2, vec![60, 0]));
         let spread = Spread::of(&[60.0, 0.0]);

@@ -26,3 +26,4 @@ mod selftest;
 mod shared;
 mod smp;
 mod stat;
+mod stat_ends;

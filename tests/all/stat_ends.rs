@@ -1,14 +1,10 @@
-//! `exitscope stat` when something ends beneath it: its reader, its command, a VM, the module; and where it may not begin.
+//! `exitscope stat` when something ends beneath it: its reader, a VM, the module; and where it may not begin.
 
 use exitscope_lab::job::{Output, Step, Way};
-use exitscope_tests::{Transcript, command, flat, guests, insert, refused, remove, while_running};
+use exitscope_tests::{Transcript, command, flat, guests, insert, machine, refused, remove};
 use serde_json::Value;
 
-use crate::shared;
-
-/// The test's name, and what its machine does.
-pub const PART: &str = "stat_ends::whatever_ends_stat_tells_what_it_knows";
-/// RDMSRs of the guest that ends while `stat` watches.
+/// RDMSRs of the guest that comes and ends while `stat` watches.
 const EXITS: u64 = 5_000;
 /// A user without rights: nobody.
 const NOBODY: u32 = 65_534;
@@ -28,28 +24,21 @@ fn beside_stat(label: &str, line: &str, meanwhile: Vec<Step>) -> Step {
     Step::Interrupt { label: label.into(), command: words(line), meanwhile }
 }
 
-pub fn steps() -> Vec<Step> {
-    // Above all else there is on this machine, which has no shell.
-    let killed = "/init stat -- /init stat --duration 60";
+fn steps() -> Vec<Step> {
     vec![
         insert(""),
         run_as("closed pipe", Way::ClosedAfter(1), "/init stat -I 100"),
         run_as("closed pipe, CSV", Way::ClosedAfter(1), "/init stat -x, -I 100"),
         run_as("no rights", Way::User(NOBODY), "/init stat --duration 0.1"),
         run_as("terminal", Way::Terminal(10), "/init stat -- /init vmm --workload rdmsr --iterations 100"),
-        // It began before `stat`, and ends before it.
-        while_running(
-            vec![flat("ends", "rdmsr", 30 * EXITS, 1)],
-            vec![
-                Step::AwaitVm { id: 2 },
-                beside_stat("ends", "/init stat --json", vec![
-                    refused("in use", remove()),
-                    guests(vec![flat("whole", "rdmsr", EXITS, 1)]),
-                ]),
-            ],
+        beside_stat(
+            "beside",
+            "/init stat --json",
+            vec![refused("in use", remove()), guests(vec![flat("ends", "rdmsr", EXITS, 1)])],
         ),
-        Step::Snapshot { label: "ends".into() },
-        command("killed", &words(killed).iter().skip(1).map(String::as_str).collect::<Vec<_>>()),
+        Step::Snapshot { label: "end".into() },
+        // A command that fails: its status is ours, and its output is not on our stdout.
+        command("status", &["stat", "--json", "--", "/init", "vmm", "--workload", "none"]),
         remove(),
         command("unloaded", &["stat", "--duration", "0.1"]),
     ]
@@ -57,14 +46,40 @@ pub fn steps() -> Vec<Step> {
 
 #[test]
 fn whatever_ends_stat_tells_what_it_knows() {
-    let transcript = shared::transcript(PART);
+    let transcript = &machine("stat-ends", steps());
     for label in ["closed pipe", "closed pipe, CSV"] {
         let output = transcript.result_of(label);
         assert_eq!((output.status, output.stderr.as_str()), (Some(0), ""), "{output:?}");
         assert!(!output.stdout.is_empty(), "{output:?}");
     }
-    says(transcript.result_of("no rights"), "/dev/exitscope: permission denied (it is root's: use sudo)");
-    says(transcript.result_of("unloaded"), "/dev/exitscope does not exist: load the module first");
-    is_narrow(transcript.output("terminal"));
+    complains(
+        transcript.result_of("no rights"),
+        "/dev/exitscope: Permission denied (os error 13) (it is root's: use sudo)",
+    );
+    complains(transcript.result_of("unloaded"), "/dev/exitscope does not exist: load the module first");
+    assert!(
+        transcript.refusal("in use").contains("Resource temporarily unavailable"),
+        "{}",
+        transcript.refusal("in use")
+    );
+    let narrow = transcript.output("terminal");
+    assert!(narrow.contains("EXIT") && narrow.contains("MSR") && !narrow.contains("KERNEL"), "{narrow}");
+    let failed = transcript.result_of("status");
+    assert_eq!(failed.status, Some(2), "{failed:?}");
+    serde_json::from_str::<Value>(&failed.stdout).unwrap();
     a_vm_that_ends_is_in_the_result(transcript);
+}
+
+fn complains(output: &Output, text: &str) {
+    assert!(output.status == Some(1) && output.stderr.contains(text), "{output:?}");
+}
+
+/// As the module has it in the end, since all of the VM's life is in it.
+fn a_vm_that_ends_is_in_the_result(transcript: &Transcript) {
+    let document: Value = serde_json::from_str(transcript.output("beside")).unwrap();
+    let vm = transcript.vm("end", "ends");
+    let told = document["vms"].as_array().unwrap().iter().find(|told| told["id"] == vm.id.as_str()).unwrap();
+    assert_eq!(told["finished"], true, "{told}");
+    assert_eq!(told["exits"].as_u64(), Some(vm.total().exits), "{told}");
+    assert!(vm.total().exits >= EXITS);
 }

@@ -32,9 +32,10 @@ fn conclusion(diagnosis: &Diagnosis) -> String {
     let has = |source: &str| diagnosis.sources.iter().any(|known| known == source);
     match (has(MODULE), has(GUEST)) {
         (true, true) => {
-            "The module works (`exitscope module status`), and so do the leaves of the host (`exitscope guest`).".into()
+            "The module works (`exitscope stat`), and so do the leaves of the host (`exitscope guest`)."
+                .into()
         }
-        (true, false) => "The module works: `exitscope module status` shows what it has counted.".into(),
+        (true, false) => "The module works: `exitscope stat` shows which exits come.".into(),
         (false, true) => "The host's exitscope answers: `exitscope guest` shows this guest's exits.".into(),
         (false, false) => match first_advice(diagnosis) {
             Some(advice) => format!("No source works yet. First: {advice}."),

@@ -11,27 +11,28 @@ use crate::units::duration;
 /// The table, and what must be known to judge it.
 pub fn text(stat: &GuestStat, width: Option<usize>) -> String {
     let Parts { kernel, user, polled, halted } = stat.ns;
-    let all = kernel + user + polled + halted;
     let mut out = format!(
-        "{} exits in {:.3} s; they took {} of it ({:.1}%)\n\n",
+        "{} exits in {:.3} s; they cost {} of it ({:.1}%), {} polled and {} halted aside\n\n",
         grouped(stat.exits),
         stat.seconds,
-        duration(all),
-        stat.percent_of_time
+        duration(kernel + user),
+        stat.percent_of_time,
+        duration(polled),
+        duration(halted)
     );
     let mut table =
         Table::new(&["EXIT", "EXITS", "EXITS%", "COST%", "KERNEL", "USER", "POLLED", "HALTED", "MEAN"]);
     for reason in &stat.reasons {
-        let Parts { kernel: in_kernel, user: in_user, polled, halted } = reason.ns;
+        let part = |of: fn(&Parts) -> u64| reason.ns.as_ref().map_or("-".into(), |ns| duration(of(ns)));
         table.row([
             reason.name.to_string(),
             grouped(reason.exits),
             share(reason.exits, stat.exits),
-            share(in_kernel + in_user, kernel + user),
-            duration(in_kernel),
-            duration(in_user),
-            duration(polled),
-            duration(halted),
+            reason.ns.map_or("-".into(), |ns| share(ns.kernel + ns.user, kernel + user)),
+            part(|ns| ns.kernel),
+            part(|ns| ns.user),
+            part(|ns| ns.polled),
+            part(|ns| ns.halted),
             reason.mean_ns.map_or("-".into(), duration),
         ]);
     }

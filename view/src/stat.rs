@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use exitscope_model::accounts::RETIRED;
 use exitscope_model::document::{Context, Figures, Parts, Quality};
 use exitscope_model::interval::Interval;
-use exitscope_model::stat::{By, Subject};
+use exitscope_model::stat::{By, Rows, Subject};
 
 use crate::text::Table;
 use crate::units::{duration, grouped};
@@ -43,11 +43,20 @@ fn subject(subject: &Subject, interval: &Interval, context: Context<'_>) -> Vec<
         cells.push(vm_id(vm).into_owned());
         cells.push(vm_name(vm, interval, context));
     }
-    cells.extend(subject.vcpu.map(|vcpu| vcpu.to_string()));
+    if context.options.by.vcpu {
+        cells.push(subject.vcpu.map_or("-".into(), |vcpu| vcpu.to_string()));
+    }
     cells.extend(subject.reason(interval).map(Cow::into_owned));
     if cells.is_empty() {
         cells.push("all".into());
     }
+    cells
+}
+
+/// A row that is no subject's, under these headings.
+fn only(name: &str, by: By) -> Vec<String> {
+    let mut cells = vec![String::new(); headings(by).len().max(1)];
+    cells[0] = name.into();
     cells
 }
 
@@ -76,6 +85,20 @@ fn parts(figures: &Figures, cycles: bool) -> [String; 4] {
     }
 }
 
+/// What must be known to judge an interval, as one line.
+pub fn quality_of(interval: &Interval, context: Context<'_>) -> String {
+    let Context { selection, names, origin, options, .. } = context;
+    let untimed = Rows::of(interval, selection, names, options).total.untimed();
+    quality(&Quality::of(interval, selection, names, origin, untimed))
+}
+
+/// What must be known to judge several runs, as one line.
+pub fn quality_of_runs(runs: &[Interval], context: Context<'_>) -> String {
+    let Context { selection, names, options, .. } = context;
+    let untimed = runs.iter().map(|run| Rows::of(run, selection, names, options).total.untimed()).sum();
+    quality(&Quality::of_runs(runs, context, untimed))
+}
+
 /// What must be known to judge the numbers, as one line.
 pub fn quality(quality: &Quality) -> String {
     let Quality { origin, untimed, unannounced, backwards, lost, unaccounted, overflowed, restarted, .. } =
@@ -85,6 +108,7 @@ pub fn quality(quality: &Quality) -> String {
         line += &format!(" ({})", origin.why);
     }
     line += &match origin.emulator.as_str() {
+        _ if origin.copy => "; a copy, of unknown time and machine".to_owned(),
         "" => "; real clock".to_owned(),
         emulator => format!("; *emulated* CPU and clock ({emulator}): times compare with each other only"),
     };

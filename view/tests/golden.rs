@@ -38,8 +38,8 @@ fn interval() -> Interval {
     accounts.begin_vm(12, 99, false, None);
     accounts.begin_vcpu(0, 100, 0, 0);
     Interval {
-        from: Moment { monotonic_ns: 0, wall_ns: 1_700_000_000_000_000_000 },
-        to: Moment { monotonic_ns: 2_000_000_000, wall_ns: 1_700_000_002_000_000_000 },
+        from: Some(Moment { monotonic_ns: 0, wall_ns: 1_700_000_000_000_000_000 }),
+        to: Some(Moment { monotonic_ns: 2_000_000_000, wall_ns: 1_700_000_002_000_000_000 }),
         isa: Some(Isa::Svm),
         clock: Clock { khz: 3_000_000 },
         accounts,
@@ -65,10 +65,15 @@ fn show(
 ) -> String {
     let names = Names::from([(1, "web, \"1\"".into())]);
     let cpu = CpuTimes::from([
-        (1, CpuTime { total: 1_500_000_000, guest: 900_000_000, elsewhere: 20_000_000, vms: 1 }),
-        (12, CpuTime { total: 400_000_000, guest: 0, elsewhere: 400_000_000, vms: 1 }),
+        (1, CpuTime { total: 1_500_000_000, guest: 900_000_000, elsewhere: Some(20_000_000), vms: 1 }),
+        (12, CpuTime { total: 400_000_000, guest: 0, elsewhere: None, vms: 1 }),
     ]);
-    let origin = Origin { source: "module".into(), why: "it is loaded".into(), emulator: "qemu-tcg".into() };
+    let origin = Origin {
+        source: "module".into(),
+        why: "it is loaded".into(),
+        emulator: "qemu-tcg".into(),
+        copy: false,
+    };
     let (options, cycles) = (Options { by, ..options }, false);
     let context =
         Context { selection: &selection, names: &names, cpu: &cpu, origin: &origin, options, cycles };
@@ -127,7 +132,7 @@ fn json() {
 fn several_runs() {
     let text = show(REASON, Options::default(), Selection::default(), |interval, context| {
         let mut other = interval.clone();
-        other.to.monotonic_ns = 2_200_000_000;
+        other.to = other.to.map(|to| Moment { monotonic_ns: 2_200_000_000, ..to });
         other.accounts = Accounts::default();
         other.accounts.begin_vm(1, 4711, false, None);
         other.accounts.begin_vcpu(0, 4713, 0, 0);
@@ -135,6 +140,25 @@ fn several_runs() {
         stat::repeated(&[interval.clone(), other], context, None)
     });
     golden("runs.txt", &text);
+}
+
+#[test]
+fn a_copy_knows_no_time() {
+    let origin = Origin { source: "copy".into(), copy: true, ..Origin::default() };
+    let timeless = |interval: &Interval| Interval { from: None, to: None, ..interval.clone() };
+    let text = show(REASON, Options::default(), Selection::default(), |interval, context| {
+        stat::text(&timeless(interval), Context { origin: &origin, ..context }, None, Some(120))
+    });
+    golden("copy.txt", &text);
+    let document = show(REASON, Options::default(), Selection::default(), |interval, context| {
+        serde_json::to_string(&Document::new(&timeless(interval), Context { origin: &origin, ..context }))
+            .unwrap()
+    });
+    assert!(document.contains(r#""emulated":null,"time":null,"seconds":null"#), "{document}");
+    let csv = show(REASON, Options::default(), Selection::default(), |interval, context| {
+        stat::csv(&timeless(interval), Context { origin: &origin, ..context }, ",")
+    });
+    assert!(csv.starts_with(",,CPUID,"), "{csv}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use exitscope_view::guest_stat as view;
 
 use crate::output::{print, print_json};
 use crate::stat::terminal_width;
-use crate::workload::{Running, Stop, Wake, next, wait};
+use crate::workload::{Running, Stop, next, wait};
 
 /// Options of `exitscope guest stat`.
 #[derive(clap::Args)]
@@ -64,33 +64,42 @@ struct Moment {
 impl Watch<'_> {
     fn run(&mut self) -> anyhow::Result<ExitCode> {
         // Twice: the second tells what the reading itself costs.
-        let (first, before) = (self.moment(), self.moment());
+        let (first, before) = (self.moment()?, self.moment()?);
         let cost = before.reading.cost_of_reading(&first.reading);
-        let running = Running::start(&self.args.command)?;
+        let mut running = Running::start(&self.args.command, self.args.json, |_| {})?;
+        let watched = self.watch(&mut running, before, cost);
+        running.finish_after(watched, &self.stop).map(ExitCode::from)
+    }
+
+    /// Shows what comes, until the command's end.
+    fn watch(&self, running: &mut Running, before: Moment, cost: u64) -> anyhow::Result<()> {
         let start = before.at;
         let step = self.args.interval.map(Duration::from_millis);
         let mut earlier = before;
         loop {
             let until = step.and_then(|step| next(start, step));
-            let over = wait(Some(&running), until, &self.stop, || {}) == Wake::Over;
-            let now = self.moment();
+            let over = wait(Some(running), until, true, &self.stop, || {}).is_over()?;
+            let now = self.moment()?;
+            if now.reading.has_begun_anew(&earlier.reading) {
+                bail!("the host's module has been loaded anew meanwhile: what it had counted is lost");
+            }
             self.show(&earlier, &now, cost)?;
             if over {
-                return running.finish();
+                return Ok(());
             }
             earlier = now;
         }
     }
 
-    fn moment(&self) -> Moment {
+    fn moment(&self) -> anyhow::Result<Moment> {
         let elsewhere = Elsewhere::now(self.cpu);
         let (at, ticks) = (Instant::now(), vcpu::ticks());
-        Moment { at, ticks, reading: self.read(), elsewhere }
+        Ok(Moment { at, ticks, reading: self.read()?, elsewhere })
     }
 
     /// Every reason's account. CPUID comes first, so that it is known how many of its exits the reading itself caused
-    /// before and after that.
-    fn read(&self) -> Reading {
+    /// before and after that. An error if the leaves do not say any more what they said at first.
+    fn read(&self) -> anyhow::Result<Reading> {
         let isa = self.leaves.discovery().isa;
         let mut reading = Reading::new(isa);
         let codes = isa.reasons().iter().map(|reason| reason.code);
@@ -105,7 +114,14 @@ impl Watch<'_> {
             reading.asked(2);
             reading.add(code, figures, parts);
         }
-        reading
+        let undefined = match self.scope {
+            Scope::Vcpu => self.leaves.vcpu_undefined().unwrap_or_default(),
+            Scope::Policy => self.leaves.undefined(),
+        };
+        reading.add_undefined(undefined);
+        self.leaves.check()?;
+        reading.asked(2);
+        Ok(reading)
     }
 
     fn show(&self, earlier: &Moment, now: &Moment, cost: u64) -> anyhow::Result<()> {

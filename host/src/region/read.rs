@@ -14,6 +14,9 @@ use exitscope_model::accounts::{Account, Accounts, RETIRED};
 use exitscope_model::snapshot::retired_code;
 use exitscope_model::tally::Tally;
 
+/// How often a whole is read with its parts until no exit has ended meanwhile: then they fit.
+const ATTEMPTS: u32 = 4;
+
 /// A VM's cell.
 struct Vm {
     cell: u32,
@@ -118,9 +121,17 @@ impl Cells {
         fence(Acquire);
         let counts = from.histogram.get(lowest..end).unwrap_or_default();
         let buckets = self.accounts.keep(lowest, counts.iter().map(read));
-        let [user, polled, halted] = [&from.user, &from.polled, &from.halted].map(read);
-        fence(Acquire);
-        let [cycles, exits] = [&from.cycles, &from.exits].map(read);
+        let (mut parts, mut cycles) = ([0; 3], 0);
+        for _ in 0..ATTEMPTS {
+            let before = from.cycles.load(Acquire);
+            parts = [&from.user, &from.polled, &from.halted].map(read);
+            fence(Acquire);
+            cycles = read(&from.cycles);
+            if cycles == before {
+                break;
+            }
+        }
+        let ([user, polled, halted], exits) = (parts, read(&from.exits));
         let account = Account { code, exits, cycles, user, polled, halted, min, max, buckets };
         Copied { cell, owner, account }
     }

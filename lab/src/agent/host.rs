@@ -93,9 +93,11 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             channel.send(&Event::Output { label: label.clone(), output: output_of(command) })
         }
         Step::RunAs { label, command, way } => {
+            channel.phase(format!("runs {label}"))?;
             channel.send(&Event::Output { label: label.clone(), output: output_as(command, *way) })
         }
         Step::Interrupt { label, command, meanwhile } => {
+            channel.phase(format!("runs {label} until it is interrupted"))?;
             let output = interrupted(command, || run_steps(meanwhile, channel))?;
             channel.send(&Event::Output { label: label.clone(), output })
         }

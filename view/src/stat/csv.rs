@@ -64,8 +64,8 @@ fn row(
 ) -> String {
     let by = context.options.by;
     let mut cells = vec![
-        format!("{:.3}", interval.to.wall_ns as f64 / 1e9),
-        format!("{:.6}", interval.ns() as f64 / 1e9),
+        interval.to.map_or(String::new(), |to| format!("{:.3}", to.wall_ns as f64 / 1e9)),
+        interval.ns().map_or(String::new(), |ns| format!("{:.6}", ns as f64 / 1e9)),
     ];
     if by.vm {
         let vm = subject.and_then(|subject| subject.vm);
@@ -94,8 +94,8 @@ fn figures(interval: &Interval, context: Context<'_>, rows: &Rows, tally: &Tally
     };
     let with_halt = context.options.with_halt;
     let rate = match interval.ns() {
-        0 => String::new(),
-        ns => format!("{:.2}", tally.exits as f64 * 1e9 / ns as f64),
+        None | Some(0) => String::new(),
+        Some(ns) => format!("{:.2}", tally.exits as f64 * 1e9 / ns as f64),
     };
     let known = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     let parts = |parts: Option<Parts>| {

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use exitscope_model::document::{Context, Quality};
+use exitscope_model::document::Context;
 use exitscope_model::interval::Interval;
 use exitscope_model::stat::{Repeated, Rows, Spread, cost, repeat};
 
-use super::{quality, subject, table_of};
+use super::{only, quality_of_runs, subject, table_of};
 use crate::units::{duration, grouped};
 
 /// The runs as text: for a run, exits and cost with their standard deviation.
@@ -15,11 +15,8 @@ pub fn repeated(runs: &[Interval], context: Context<'_>, width: Option<usize>) -
     let all = exitscope_model::stat::Options { top: 0, ..context.options };
     let rows: Vec<Rows> =
         runs.iter().map(|run| Rows::of(run, context.selection, context.names, all)).collect();
-    let mut repeated = repeat(&rows, context.options);
-    let hidden =
-        if context.options.top == 0 { 0 } else { repeated.len().saturating_sub(context.options.top) };
-    repeated.truncate(repeated.len() - hidden);
-    let lengths: Vec<f64> = runs.iter().map(|run| run.ns() as f64).collect();
+    let (repeated, other) = repeat(&rows, context.options);
+    let lengths: Vec<f64> = runs.iter().filter_map(Interval::ns).map(|ns| ns as f64).collect();
     let length = Spread::of(&lengths);
     let mut out = format!(
         "{} runs of {} ± {:.2}%: mean of a run ± standard deviation\n\n",
@@ -32,13 +29,11 @@ pub fn repeated(runs: &[Interval], context: Context<'_>, width: Option<usize>) -
         let cells = subject(&row.subject, last, context);
         table.row(cells.into_iter().chain(figures(row, last, context)));
     }
-    let _ = write!(out, "{}", table.fitting(width, &["MEAN", "NAME"]));
-    if hidden > 0 {
-        let _ = writeln!(out, "and {hidden} more");
+    if let Some((_, other)) = &other {
+        table.row(only("other", context.options.by).into_iter().chain(figures(other, last, context)));
     }
-    let untimed = rows.iter().map(|rows| rows.total.untimed()).sum();
-    let told = Quality::of(last, context.selection, context.names, context.origin, untimed);
-    let _ = writeln!(out, "\n{}", quality(&told));
+    let _ = write!(out, "{}", table.fitting(width, &["MEAN", "NAME"]));
+    let _ = writeln!(out, "\n{}", quality_of_runs(runs, context));
     out
 }
 

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use exitscope_model::document::{Context, Figures, Quality};
+use exitscope_model::document::{Context, Figures};
 use exitscope_model::interval::Interval;
 use exitscope_model::stat::{Rows, cost};
 use exitscope_model::tally::Tally;
 
-use super::{headings, parts, quality, subject, table_of, usage};
+use super::{only, parts, quality_of, subject, table_of, usage};
 use crate::text::{Table, grouped, share};
 use crate::units::{duration, rate};
 
@@ -24,11 +24,11 @@ const DISPENSABLE: [&str; 12] =
 pub fn text(interval: &Interval, context: Context<'_>, stamp: Option<&str>, width: Option<usize>) -> String {
     let rows = Rows::of(interval, context.selection, context.names, context.options);
     let mut out = String::new();
-    let seconds = interval.ns() as f64 / 1e9;
+    let length = interval.ns().map_or(String::new(), |ns| format!(" in {:.3} s", ns as f64 / 1e9));
     let exits = grouped(rows.total.exits);
     let _ = match stamp {
-        Some(stamp) => writeln!(out, "{stamp}: {exits} exits in {seconds:.3} s"),
-        None => writeln!(out, "{exits} exits in {seconds:.3} s\n"),
+        Some(stamp) => writeln!(out, "{stamp}: {exits} exits{length}"),
+        None => writeln!(out, "{exits} exits{length}\n"),
     };
     if rows.rows.is_empty() {
         let _ =
@@ -40,31 +40,22 @@ pub fn text(interval: &Interval, context: Context<'_>, stamp: Option<&str>, widt
     if !usage.is_empty() {
         let _ = write!(out, "\n{usage}");
     }
-    let told = Quality::of(interval, context.selection, context.names, context.origin, rows.total.untimed());
-    let _ = writeln!(out, "{}{}", if stamp.is_none() { "\n" } else { "" }, quality(&told));
+    let _ = writeln!(out, "{}{}", if stamp.is_none() { "\n" } else { "" }, quality_of(interval, context));
     out
 }
 
 fn table(interval: &Interval, context: Context<'_>, rows: &Rows) -> Table {
     let by = context.options.by;
     let mut table = table_of(by, &COLUMNS);
-    let keys = headings(by).len().max(1);
-    let blank = |name: String| {
-        let mut cells = vec![String::new(); keys];
-        cells[0] = name;
-        cells
-    };
     for row in &rows.rows {
         let cells = subject(&row.subject, interval, context);
         table.row(cells.into_iter().chain(figures(interval, context, rows, &row.tally)));
     }
-    if let Some((count, tally)) = &rows.other {
-        table.row(
-            blank(format!("other ({count})")).into_iter().chain(figures(interval, context, rows, tally)),
-        );
+    if let Some((_, tally)) = &rows.other {
+        table.row(only("other", by).into_iter().chain(figures(interval, context, rows, tally)));
     }
     if rows.rows.len() > 1 {
-        table.row(blank("total".into()).into_iter().chain(figures(interval, context, rows, &rows.total)));
+        table.row(only("total", by).into_iter().chain(figures(interval, context, rows, &rows.total)));
     }
     table
 }
@@ -76,7 +67,7 @@ fn figures(interval: &Interval, context: Context<'_>, rows: &Rows, tally: &Tally
     let mut cells = vec![
         grouped(tally.exits),
         share(tally.exits, rows.total.exits),
-        rate(tally.exits, interval.ns()),
+        interval.ns().map_or("-".into(), |ns| rate(tally.exits, ns)),
         share(cost(tally, with_halt), cost(&rows.total, with_halt)),
     ];
     cells.extend(parts(&figures, cycles));

@@ -16,9 +16,7 @@ pub fn text(interval: &Interval, context: Context<'_>, width: Option<usize>) -> 
         .filter(|vm| context.selection.has_vm(vm, context.names))
         .filter_map(|vm| Some((vm, *context.cpu.get(&vm.id)?)))
         .collect();
-    if vms.is_empty() || interval.ns() == 0 {
-        return String::new();
-    }
+    let Some(ns) = interval.ns().filter(|&ns| ns > 0 && !vms.is_empty()) else { return String::new() };
     vms.sort_by_key(|(vm, cpu)| (std::cmp::Reverse(cpu.total), vm.id));
     let more =
         vms.len().saturating_sub(if context.options.top == 0 { vms.len() } else { context.options.top });
@@ -31,7 +29,7 @@ pub fn text(interval: &Interval, context: Context<'_>, width: Option<usize>) -> 
             accounts.reasons(vcpu).iter().for_each(|account| sum.add(accounts, account));
         }
         let CpuTime { total, guest, elsewhere, vms } = *cpu;
-        let part = |ns: u64| format!("{:.1}", 100.0 * ns as f64 / interval.ns() as f64);
+        let part = |part: u64| format!("{:.1}", 100.0 * part as f64 / ns as f64);
         let ticks = |ticks| interval.clock.ns(ticks).map_or("-".into(), part);
         let shared = if vms > 1 { format!(" (one process with {} more)", vms - 1) } else { String::new() };
         table.row([
@@ -42,7 +40,7 @@ pub fn text(interval: &Interval, context: Context<'_>, width: Option<usize>) -> 
             ticks(sum.kernel()),
             ticks(sum.user),
             ticks(sum.polled),
-            part(elsewhere),
+            elsewhere.map_or("-".into(), part),
         ]);
     }
     let rest = if more > 0 { format!("and {more} more\n") } else { String::new() };
