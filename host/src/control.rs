@@ -58,6 +58,9 @@ impl Control {
     }
 
     fn failed(&self, errno: Errno) -> Error {
+        if errno == Errno::PERM {
+            return Error::NoAdmin { path: self.path.clone() };
+        }
         Error::Access { path: self.path.clone(), source: io::Error::from(errno) }
     }
 }

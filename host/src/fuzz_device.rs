@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-use exitscope_abi::control::{Policy, RESET, SET_POLICY};
+use exitscope_abi::control::{Policy, RESET, SET_POLICY, SET_PROCESS_POLICY};
 use exitscope_abi::region::{MAX_PAGES, PAGE_SIZE};
 
 /// Makes `requests` rounds of random requests. The error names the first that succeeded though it must not.
@@ -95,13 +95,13 @@ impl Device {
     }
 
     fn control(&self, random: &mut Random) -> Verdict {
-        let known = random.one_of(&[SET_POLICY, RESET]);
+        let known = random.one_of(&[SET_POLICY, SET_PROCESS_POLICY, RESET]);
         let request = match random.below(4) {
             0 => random.next() as u32,
             1 => known ^ 1 << random.below(32),
             _ => known,
         };
-        // No VM of the tests has these numbers.
+        // No VM of the tests has these numbers, and no process.
         let policy = Policy {
             vm: if random.below(8) == 0 { 0 } else { random.next() | 1 << 40 },
             expose: random.boundary_value() as u32,

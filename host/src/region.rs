@@ -38,6 +38,14 @@ pub enum Error {
         /// What to do on this machine.
         advice: String,
     },
+    /// What is asked for takes more than the right to write to the device.
+    #[error(
+        "{path}: this takes CAP_SYS_ADMIN, which root has, unless it was taken away (as in most containers)"
+    )]
+    NoAdmin {
+        /// The device.
+        path: PathBuf,
+    },
     /// The device cannot be opened or mapped.
     #[error("{path}: {source}{}", if source.kind() == io::ErrorKind::PermissionDenied { " (it is root's: use sudo)" } else { "" })]
     Access {

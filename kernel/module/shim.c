@@ -96,7 +96,7 @@ static unsigned int ready_count;
 static void fill(unsigned int least, gfp_t flags_of_allocation)
 {
 	while (READ_ONCE(ready_count) < least) {
-		void *page = (void *)get_zeroed_page(flags_of_allocation | __GFP_NOWARN);
+		void *page = (void *)get_zeroed_page(flags_of_allocation | __GFP_NORETRY | __GFP_NOWARN);
 		unsigned long flags;
 
 		if (!page)

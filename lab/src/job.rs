@@ -276,6 +276,8 @@ pub(crate) fn told(guest: &str) -> String {
 pub enum Way {
     /// By a user of this number, with no rights.
     User(u32),
+    /// By root without CAP_SYS_ADMIN.
+    NoAdmin,
     /// Its output is read until so many lines have come, and then closed.
     ClosedAfter(usize),
     /// Its output is a terminal of so many columns.

@@ -2,7 +2,7 @@
 
 use exitscope_abi::region::{CELL_SIZE, FIELDS};
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::job::{Guest, Step};
+use exitscope_lab::job::{Guest, Step, Way};
 use exitscope_model::{self as model, Reason, Vm};
 use exitscope_tests::{
     Transcript, command, exits, exits_by_code, flat, guests, insert, linux, machine, remove, sums_are_totals,
@@ -57,12 +57,23 @@ fn a_policy_may_be_set_for_one_vm() {
     let [of_host, of_vcpu] = [0x4fff_fff1, 0x4fff_fff5].map(|number| leaf(number, 0));
     let read_both = [read[0], &of_host, &of_vcpu];
     let policy = |label: &str, vm: &str, policy: &str| command(label, &["module", "policy", vm, policy]);
+    let no_admin = |label: &str, line: &str| Step::RunAs {
+        label: label.into(),
+        command: line.split_whitespace().map(str::to_owned).collect(),
+        way: Way::NoAdmin,
+    };
     let steps = vec![
         insert(""),
         guests(vec![flat("first", "rdmsr", 1_000, 1)]),
         while_running(
             vec![linux("quiet", &read)],
-            vec![Step::AwaitVm { id: 2 }, policy("off", "2", "off"), status_step("during")],
+            vec![
+                Step::AwaitVm { id: 2 },
+                no_admin("no right to show all", "/init module policy 2 host"),
+                no_admin("no right to reset", "/init module reset"),
+                no_admin("off", "/init module policy 2 off"),
+                status_step("during"),
+            ],
         ),
         while_running(
             vec![linux("all", &read_both)],
@@ -108,6 +119,8 @@ fn a_policy_may_be_set_for_one_vm() {
         ("finished", 1, "no live VM has the number 1"),
         ("none", 1, "no live VM has the number 99"),
         ("wrong", 2, "want off, vm, host or default"),
+        ("no right to show all", 1, "CAP_SYS_ADMIN"),
+        ("no right to reset", 1, "CAP_SYS_ADMIN"),
     ] {
         let end = transcript.result_of(label);
         assert_eq!(end.status, Some(code), "{end:?}");
