@@ -159,7 +159,7 @@ shared! {
         head: Head [16],
         /// Number of the VM, from 1, never used twice while the module stays loaded.
         id: AtomicU64 [8],
-        /// Process that created the VM, in the initial PID namespace.
+        /// Process that ran its first vCPU, in the initial PID namespace.
         pid: AtomicU32 [4],
         /// Whose exits its guest is told, as in [`crate::leaf::Expose`], or [`EXPOSE_AS_MODULE`].
         expose: AtomicU32 [4],

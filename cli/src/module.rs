@@ -85,7 +85,9 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
             };
             let control = Control::open(device)?;
             match (pid, vm) {
-                (Some(pid), _) => set_process_policy(&control, *pid, expose),
+                (Some(pid), _) if !control.set_process_policy(*pid, expose)? => {
+                    bail!("there is no process {pid}")
+                }
                 (None, Some(vm)) if !control.set_policy(*vm, expose)? => {
                     bail!("no live VM has the number {vm}: `exitscope module status` lists them")
                 }
@@ -94,19 +96,6 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         }
         Command::Reset => Ok(Control::open(device)?.reset()?),
     }
-}
-
-/// Sets the policy of the VMs that a process will have, then, so that none is missed, of those that it has.
-fn set_process_policy(control: &Control, pid: u32, expose: Option<Expose>) -> anyhow::Result<()> {
-    if !control.set_process_policy(pid, expose)? {
-        bail!("there is no process {pid}");
-    }
-    let vms = Region::open(Path::new(DEVICE))?.snapshot().vms();
-    for vm in vms.iter().filter(|vm| vm.pid == pid && !vm.finished) {
-        // One that has ended since needs none.
-        control.set_policy(vm.id.parse()?, expose)?;
-    }
-    Ok(())
 }
 
 #[derive(Serialize)]

@@ -38,7 +38,7 @@ impl Control {
         }
     }
 
-    /// Sets whose exits the guests are told of those VMs of a process that have not exited yet, as long as it lives;
+    /// Sets whose exits the guests of a process are told: of the VMs that it has, and as long as it lives, of those that it will have;
     /// `None` leaves that to the module's parameter. False when there is no such process.
     pub fn set_process_policy(&self, pid: u32, expose: Option<Expose>) -> Result<bool, Error> {
         let policy = Policy::new(pid.into(), expose);

@@ -36,6 +36,7 @@ static const struct exitscope_fact kvm_facts[] = {
 	CONSTANT(VCPU_REGS_RCX),
 	CONSTANT(VCPU_REGS_RDX),
 	CONSTANT(VCPU_REGS_RBX),
+	CONSTANT(VCPU_REGS_RSP),
 	{ "enum VCPU_REGS_RIP|enum VCPU_REG_RIP", .found = &exitscope_rip_bit },
 	FACT(kvm_vcpu, arch.guest_state_protected),
 	FACT(kvm_vcpu, arch.hflags),

@@ -54,8 +54,8 @@ static void __used offsets(void)
 	OFFSET(exitscope_smm, EXITSCOPE_SMM);
 }
 static_assert(offsetof(struct vmcb, control.exit_code) == 0x70);
-/* As src/probe.rs has them; facts.c proves them. */
-static_assert(VCPU_REGS_RAX == 0 && VCPU_REGS_RCX == 1 && VCPU_REGS_RDX == 2 && VCPU_REGS_RBX == 3);
+/* As src/ffi.rs and src/probe.rs have them; facts.c proves them. */
+static_assert(VCPU_REGS_RAX == 0 && VCPU_REGS_RCX == 1 && VCPU_REGS_RDX == 2 && VCPU_REGS_RBX == 3 && VCPU_REGS_RSP == 4);
 
 DEFINE_PER_CPU(const void *, exitscope_current);
 
@@ -128,11 +128,13 @@ static void refill(struct work_struct *work)
 }
 
 static DECLARE_WORK(refilling, refill);
+/* Of its own, for no CPU in particular: a CPU may be busy with a vCPU of real-time priority for good. */
+static struct workqueue_struct *refillers;
 
 void *exitscope_page_alloc(void)
 {
 	if (ready_count < ARRAY_SIZE(ready) / 2)
-		schedule_work(&refilling);
+		queue_work(refillers, &refilling);
 	return ready_count ? ready[--ready_count] : NULL;
 }
 
@@ -144,7 +146,7 @@ void exitscope_page_free(void *page)
 /* When no probe can ask for a page any more. */
 static void free_ready(void)
 {
-	cancel_work_sync(&refilling);
+	destroy_workqueue(refillers);
 	while (ready_count)
 		exitscope_page_free(ready[--ready_count]);
 }
@@ -198,13 +200,10 @@ void exitscope_bug(void)
 
 static int set_expose(const char *text, const struct kernel_param *param)
 {
-	int err;
+	/* To show a guest the whole host takes more than the file's mode. */
+	int err = exitscope_set_expose(text, strcspn(text, "\n"), capable(CAP_SYS_ADMIN));
 
-	/* It shows a guest the whole host, for which it takes more than the file's mode. */
-	if (sysfs_streq(text, "host") && !capable(CAP_SYS_ADMIN))
-		return -EPERM;
-	err = exitscope_set_expose(text, strcspn(text, "\n"));
-	if (err)
+	if (err == -EINVAL)
 		pr_err("expose=%s: want off, vm or host\n", text);
 	return err;
 }
@@ -330,7 +329,7 @@ static long set_policy(const struct exitscope_policy *policy)
 static long set_process_policy(const struct exitscope_policy *policy)
 {
 	struct pid *pid = policy->vm <= PID_MAX_LIMIT ? find_get_pid(policy->vm) : NULL;
-	long err = pid && !exitscope_pid_is_dead(pid) ? exitscope_set_process_policy(pid, policy->expose) : -ESRCH;
+	long err = pid && !exitscope_pid_is_dead(pid) ? exitscope_set_process_policy(pid, pid_nr(pid), policy->expose) : -ESRCH;
 
 	if (err)
 		put_pid(pid);
@@ -345,7 +344,7 @@ static long change_policy(unsigned int request, const void __user *argument)
 		return -EFAULT;
 	if (policy.reserved)
 		return -EINVAL;
-	if (policy.expose == EXITSCOPE_EXPOSE_HOST && !capable(CAP_SYS_ADMIN))
+	if (exitscope_shows_host(policy.expose) && !capable(CAP_SYS_ADMIN))
 		return -EPERM;
 	return request == EXITSCOPE_SET_POLICY ? set_policy(&policy) : set_process_policy(&policy);
 }
@@ -390,12 +389,23 @@ static struct miscdevice region_device = {
 
 /* ---- the module itself ---- */
 
+/* The parameters are there until we are gone, and to set one looks at all vCPUs. */
+static void stop(void)
+{
+	kernel_param_lock(THIS_MODULE);
+	exitscope_stop();
+	kernel_param_unlock(THIS_MODULE);
+}
+
 static int __init exitscope_init(void)
 {
 	int err = exitscope_choose_vendor();
 
 	if (err)
 		return err;
+	refillers = alloc_workqueue("exitscope", WQ_UNBOUND, 0);
+	if (!refillers)
+		return -ENOMEM;
 	exitscope_refill();
 	err = exitscope_start();
 	if (err)
@@ -412,7 +422,7 @@ static int __init exitscope_init(void)
 		return 0;
 	exitscope_stop_watching();
 stop:
-	exitscope_stop();
+	stop();
 memory:
 	free_ready();
 	return err;
@@ -423,7 +433,7 @@ static void __exit exitscope_exit(void)
 {
 	misc_deregister(&region_device);
 	exitscope_stop_watching();
-	exitscope_stop();
+	stop();
 	free_ready();
 }
 

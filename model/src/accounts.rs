@@ -15,7 +15,7 @@ pub const RETIRED: u64 = 0;
 pub struct VmEntry {
     /// The source's number of it, from 1, never used twice while the source runs; [`RETIRED`].
     pub id: u64,
-    /// Process that created it, in the initial PID namespace; 0 for [`RETIRED`].
+    /// Process that ran its first vCPU, in the initial PID namespace; 0 for [`RETIRED`].
     pub pid: u32,
     /// Whether KVM has destroyed it.
     pub finished: bool,

@@ -160,7 +160,7 @@ pub struct Vm {
     pub id: String,
     /// Its name; none when it is not known.
     pub name: Option<String>,
-    /// Process that created it.
+    /// Process that ran its first vCPU.
     pub pid: u32,
     /// Whether KVM has destroyed it.
     pub finished: bool,

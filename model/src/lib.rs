@@ -180,7 +180,7 @@ impl Reason {
 pub struct Vm {
     /// The module's number of the VM, from 1; `retired` for the sum of VMs that it no longer keeps apart.
     pub id: String,
-    /// Process that created it.
+    /// Process that ran its first vCPU.
     pub pid: u32,
     /// Whether KVM has destroyed it.
     pub finished: bool,

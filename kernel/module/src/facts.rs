@@ -26,7 +26,7 @@ const CONSTANT: &str = "enum ";
 /// How many of the facts hold, from the first on. What BTF says of the next one goes to `found`: size 0 if nothing.
 ///
 /// # Safety
-/// `kernel` and `module` point to as many bytes as said, `facts` to `count` facts with texts that end in a zero; they
+/// `kernel` and `module`, unless that is null, point to as many bytes as said, `facts` to `count` facts with texts that end in a zero; they
 /// stay as they are during the call. `found` is writable, and so is what a fact's `found` points to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn exitscope_proven(
@@ -42,7 +42,7 @@ pub unsafe extern "C" fn exitscope_proven(
     let (kernel, module, facts) = unsafe {
         (
             slice::from_raw_parts(kernel, kernel_size),
-            slice::from_raw_parts(module, module_size),
+            if module.is_null() { &[] } else { slice::from_raw_parts(module, module_size) },
             slice::from_raw_parts(facts, count),
         )
     };

@@ -6,6 +6,8 @@ use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// errno values used here, as in `<linux/errno.h>`.
+pub const EPERM: c_int = 1;
+/// No memory.
 pub const ENOMEM: c_int = 12;
 /// No space left.
 pub const ENOSPC: c_int = 28;
@@ -182,15 +184,19 @@ impl Mode {
     }
 }
 
-/// Whether KVM has moved RIP since the last exit. An instruction that KVM has completed does; one that it has faulted does
-/// not, and a reset (INIT) has KVM move all registers, RAX as well, whose bit is the first.
+/// KVM's number of RSP, and of its bit.
+const RSP: u32 = 4;
+
+/// Whether KVM has completed the instruction that the last exit was for: then it has moved RIP; not if it has faulted it, and
+/// a reset (INIT) has KVM move RSP as well (`kvm_vcpu_reset`).
 ///
 /// # Safety
 /// `vcpu` is a `struct kvm_vcpu` that is alive.
 pub unsafe fn has_advanced(vcpu: *mut c_void) -> bool {
     // SAFETY: as the caller promises; the bit was set before.
     let (dirty, rip) = unsafe { (vcpu_regs_dirty(vcpu).read(), exitscope_rip_bit.load(Relaxed)) };
-    dirty & (1 | 1_u32.wrapping_shl(rip)) == 1_u32.wrapping_shl(rip)
+    let (rip, rsp) = (1_u32.wrapping_shl(rip), 1 << RSP);
+    dirty & (rip | rsp) == rip
 }
 
 /// Characters of a module parameter.

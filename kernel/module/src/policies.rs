@@ -30,20 +30,28 @@ impl Policies {
         self.0.iter().find(|policy| policy.pid == current).map(|policy| policy.expose)
     }
 
-    /// Sets the policy of a process, whose reference becomes this table's; false where there are too many, then it is
-    /// the caller's still.
-    pub fn set(&mut self, pid: *const c_void, expose: Expose) -> bool {
-        let free = self.0.iter_mut().find(|policy| policy.pid.is_null());
-        free.map(|free| *free = Policy { pid, expose }).is_some()
-    }
-
-    /// Ends the policy of a process, or of one that has ended itself, if there is such a policy. The reference becomes the
-    /// caller's, who puts it when the lock is not held.
-    pub fn take(&mut self, pid: *const c_void) -> Option<*const c_void> {
+    /// Sets or, without one, ends the policy of a process. The references that end thereby, the caller's own among them if it
+    /// is not kept, are put by the caller when the lock is not held. `None` where too many live processes have a policy.
+    pub fn set(&mut self, pid: *const c_void, expose: Option<Expose>) -> Option<[*const c_void; 2]> {
+        let place = |this: &Self, wanted: &dyn Fn(*const c_void) -> bool| {
+            this.0.iter().position(|policy| wanted(policy.pid))
+        };
+        let own = place(self, &|other| other == pid);
         // SAFETY: these are processes of which this table holds a reference.
-        let ended = |policy: &Policy| policy.pid == pid || unsafe { ffi::exitscope_pid_is_dead(policy.pid) };
-        let policy = self.0.iter_mut().find(|policy| !policy.pid.is_null() && ended(policy))?;
-        Some(core::mem::replace(&mut policy.pid, ptr::null()))
+        let ended = |other: *const c_void| other.is_null() || unsafe { ffi::exitscope_pid_is_dead(other) };
+        let free = || place(self, &ended);
+        let Some(policy) = own.or_else(|| expose.and_then(|_| free())).and_then(|at| self.0.get_mut(at))
+        else {
+            return expose.is_none().then_some([pid, ptr::null()]);
+        };
+        let before = core::mem::replace(&mut policy.pid, ptr::null());
+        match expose {
+            Some(expose) => {
+                *policy = Policy { pid, expose };
+                Some([before, ptr::null()])
+            }
+            None => Some([before, pid]),
+        }
     }
 
     /// Gives all references back; without the lock.

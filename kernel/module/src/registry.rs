@@ -38,6 +38,9 @@ const BUCKETS: usize = 8192;
 /// The hash table of vCPUs: chains of slots, linked through [`Slot::next`].
 static TABLE: [AtomicPtr<Slot>; BUCKETS] = [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS];
 
+/// The slot that was made last; see [`slots`].
+static NEWEST_SLOT: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+
 /// Everything that the lock protects.
 pub struct Registry {
     pool: Pool,
@@ -113,11 +116,21 @@ static REGISTRY: LockedRegistry = LockedRegistry(UnsafeCell::new(Registry {
     policies: Policies::NONE,
 }));
 
-/// As [`with_lock`], where the work may need memory.
-fn with_memory<T>(work: impl FnOnce(&mut Registry) -> T) -> T {
+/// As [`with_lock`], where the work may need memory, and so many cells.
+fn with_room<T>(cells: usize, work: impl FnOnce(&mut Registry) -> T) -> T {
     // SAFETY: the lock is not held.
     unsafe { ffi::exitscope_refill_at_once() };
+    repeat_under_lock(|registry| registry.make_room(cells));
     with_lock(work)
+}
+
+/// Takes the lock anew for each of several steps, until there is none to be done.
+fn repeat_under_lock(step: impl Fn(&mut Registry) -> Option<()>) {
+    for _ in 0..FOLDS_AT_ONCE {
+        if with_lock(&step).is_none() {
+            break;
+        }
+    }
 }
 
 /// Does the work with the lock held and interrupts off.
@@ -188,7 +201,7 @@ impl BackOff {
 /// counted as unaccounted.
 pub fn enroll(vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
     let enroll = |registry: &mut Registry| find(vcpu).or_else(|| registry.enroll(vcpu, isa));
-    let slot = if ENROLLING.is_on() { None } else { with_memory(enroll) };
+    let slot = if ENROLLING.is_on() { None } else { with_room(FIRST_CELLS, enroll) };
     if slot.is_none() {
         cells::count_unaccounted();
     }
@@ -204,7 +217,9 @@ pub fn counters(slot: &Slot, isa: Isa, code: u32) -> Option<&'static Counters> {
             cells::set_overflowed();
             slot.overflow()
         }
-        Place::Empty(place) => with_memory(|registry| registry.install(slot, place, code)),
+        Place::Empty(place) => {
+            with_room(cells::reserved_for_vcpus() + 1, |registry| registry.install(slot, place, code))
+        }
         Place::Full => slot.overflow(),
     }
 }
@@ -247,11 +262,7 @@ pub fn start() -> Option<()> {
 /// Marks a vCPU as finished; its address may be used for another from now on.
 pub fn finish(vcpu: *mut c_void) {
     with_lock(|registry| registry.finish(vcpu));
-    for _ in 0..FOLDS_AT_ONCE {
-        if with_lock(Registry::fold_retired).is_none() {
-            break;
-        }
-    }
+    repeat_under_lock(Registry::fold_retired);
 }
 
 /// Frees everything. No event can be under way, and nobody else is here.
@@ -259,6 +270,7 @@ pub fn stop() {
     // SAFETY: as this function's; so interrupts stay on while all the memory is freed.
     let registry = unsafe { &mut *REGISTRY.0.get() };
     TABLE.iter().for_each(|link| link.store(ptr::null_mut(), Relaxed));
+    NEWEST_SLOT.store(ptr::null_mut(), Relaxed);
     registry.live.fill(ptr::null_mut());
     (registry.finished, registry.retired) = (Queue::EMPTY, Queue::EMPTY);
     (registry.sum, registry.finished_vcpus) = (None, 0);
@@ -273,14 +285,13 @@ pub fn stop() {
 pub fn slots() -> impl Iterator<Item = &'static Slot> + Clone {
     // SAFETY: links are null or slots, which live until `stop`.
     let follow = |slot: *mut Slot| unsafe { slot.as_ref() };
-    let first = with_lock(|registry| registry.slots.newest_page());
+    let first = NEWEST_SLOT.load(Acquire);
     const { assert!(Records::<Slot>::PER_PAGE == 1) }
     core::iter::successors(follow(first), move |slot| follow(slot.next_page().load(Acquire)))
 }
 
 impl Registry {
     fn enroll(&mut self, vcpu: *mut c_void, isa: Isa) -> Option<&'static Slot> {
-        self.reclaim(FIRST_CELLS);
         let slot = self.try_enroll(vcpu, isa);
         if slot.is_none() {
             ENROLLING.begin();
@@ -328,7 +339,7 @@ impl Registry {
     /// Adds a VM: one of KVM's, or, without an address, the sum of retired ones.
     fn add_vm(&mut self, kvm: *mut c_void, state: u16) -> Option<&'static Vm> {
         let id = if kvm.is_null() { 0 } else { self.last_id + 1 };
-        // SAFETY: asks for the process that runs: KVM lets that alone which created the VM run its vCPUs.
+        // SAFETY: asks for the process that runs, which is a VMM's: KVM wants the same memory as at the VM's creation.
         let pid = if kvm.is_null() { 0 } else { unsafe { ffi::exitscope_current_process() } };
         let cell = self.pool.alloc_vm(id, pid, state)?;
         let Some(vm) = self.vms.take() else {
@@ -376,7 +387,9 @@ impl Registry {
             self.pool.free(cell);
             return None;
         };
-        let Some(slot) = self.slots.take() else {
+        let taken = self.slots.take();
+        NEWEST_SLOT.store(self.slots.newest_page(), Release);
+        let Some(slot) = taken else {
             self.pool.free(cell);
             self.pool.free(overflow.0);
             return None;
@@ -391,11 +404,12 @@ impl Registry {
 
     /// Gives a place its own counters; the overflow counters for now where memory is short.
     fn install(&mut self, slot: &Slot, place: usize, code: u32) -> Option<&'static Counters> {
-        let needed = cells::reserved_for_vcpus() + 1;
-        self.reclaim(needed);
-        let room = !self.pool.is_full(needed);
         let owner = slot.cell.load(Relaxed);
-        match room.then(|| self.pool.alloc_counters(kind::COUNTERS, owner, code)).flatten() {
+        match self
+            .has_room_beside_reserve(1)
+            .then(|| self.pool.alloc_counters(kind::COUNTERS, owner, code))
+            .flatten()
+        {
             Some((number, counters)) => {
                 slot.install(place, (number, counters));
                 let count = &slot.vm().counters;
@@ -410,9 +424,18 @@ impl Registry {
         }
     }
 
-    /// Frees cells of finished VMs, oldest first, where no others are left.
-    fn reclaim(&mut self, cells: usize) {
-        while self.pool.is_full(cells) && (self.fold_retired().is_some() || self.retire_oldest().is_some()) {}
+    /// Whether so many cells are free beside those that are kept for new vCPUs.
+    pub fn has_room_beside_reserve(&self, cells: usize) -> bool {
+        !self.pool.is_full(cells::reserved_for_vcpus() + cells)
+    }
+
+    /// A step towards so many free cells, by those of finished VMs, oldest first. `None` where it is not needed, or not
+    /// possible.
+    fn make_room(&mut self, cells: usize) -> Option<()> {
+        if !self.pool.is_full(cells) {
+            return None;
+        }
+        self.fold_retired().or_else(|| self.retire_oldest())
     }
 
     fn finish(&mut self, vcpu: *mut c_void) {
@@ -519,7 +542,10 @@ impl Registry {
     /// Frees a VM that is in no list.
     fn free_vm(&mut self, vm: &Vm) {
         // SAFETY: the lock is held.
-        self.pool.free(unsafe { vm.locked() }.cell);
+        let locked = unsafe { vm.locked() };
+        self.pool.free(locked.cell);
+        // A slot may refer to it until that is used again.
+        (locked.id, locked.kvm, locked.cell) = (0, ptr::null_mut(), 0);
         self.vms.give(vm);
     }
 

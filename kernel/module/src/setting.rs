@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use exitscope_abi::leaf::{Expose, Layout};
 
-use crate::ffi::{EINVAL, Text};
+use crate::ffi::{EINVAL, EPERM, Text};
 
 static EXPOSE: AtomicU8 = AtomicU8::new(Expose::Vm as u8);
 static LAYOUT: AtomicU8 = AtomicU8::new(Layout::Classic as u8);
@@ -32,13 +32,16 @@ unsafe fn to_str<'a>(text: Text, length: usize) -> Option<&'a str> {
     core::str::from_utf8(bytes).ok()
 }
 
-/// Sets `expose`. 0, or -EINVAL for an unknown name.
+/// Sets `expose`. 0, -EINVAL for an unknown name, or -EPERM for the whole host, if that may not be shown.
 ///
 /// # Safety
 /// As for a byte slice: `text` points to `length` readable bytes.
-pub unsafe fn set_expose(text: Text, length: usize) -> c_int {
+pub unsafe fn set_expose(text: Text, length: usize, may_show_host: bool) -> c_int {
     // SAFETY: the caller's promise.
-    set(&EXPOSE, unsafe { to_str(text, length) }.and_then(Expose::from_name).map(|expose| expose as u8))
+    match unsafe { to_str(text, length) }.and_then(Expose::from_name) {
+        Some(Expose::Host) if !may_show_host => -EPERM,
+        expose => set(&EXPOSE, expose.map(|expose| expose as u8)),
+    }
 }
 
 /// Sets `layout`. 0, or -EINVAL for an unknown name.

@@ -237,6 +237,11 @@ impl Slot {
         self.own.get(place / 64).is_some_and(|bits| bits.load(Acquire) >> (place % 64) & 1 == 1)
     }
 
+    /// Whether the counters of a place have a baseline.
+    pub fn has_baseline(&self, place: usize) -> bool {
+        self.baselines.get(place).is_some_and(|cell| cell.load(Relaxed) != 0)
+    }
+
     /// Adds what it has of these reasons.
     pub fn add_to(&self, sum: &mut Sum, isa: Isa, reasons: Reasons) {
         let add_counts = |place| {
@@ -357,7 +362,12 @@ impl Vm {
 
     /// Whose exits its guest is told.
     pub fn expose(&self) -> Expose {
-        Expose::from_number(self.expose.load(Relaxed)).unwrap_or_else(setting::expose)
+        self.own_policy().unwrap_or_else(setting::expose)
+    }
+
+    /// Its own policy, if it has one.
+    pub fn own_policy(&self) -> Option<Expose> {
+        Expose::from_number(self.expose.load(Relaxed))
     }
 
     /// Sets whose exits its guest is told; `None` leaves that to the module's parameter. Under the lock.
