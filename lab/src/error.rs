@@ -295,15 +295,6 @@ pub enum Error {
         log: PathBuf,
     },
 
-    /// A part of a machine's job failed.
-    #[error("in {part}: {error}")]
-    InPart {
-        /// The part.
-        part: String,
-        /// Why.
-        error: Box<Error>,
-    },
-
     /// A run's results lack something they must have.
     #[error("the emulated machine reported nothing of {what}: this is a fault of the lab")]
     NotReported {

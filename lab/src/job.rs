@@ -237,12 +237,6 @@ pub enum Step {
         /// What must fail.
         step: Box<Step>,
     },
-    /// What follows is this part of the job: [`Event::Part`]. Our module is unloaded if it is there, and the kernel's log
-    /// must be free of warnings by now.
-    Part {
-        /// Names the part.
-        name: String,
-    },
     /// Do these steps several times.
     Repeat {
         /// How often.
@@ -353,11 +347,6 @@ pub enum Event {
     Phase {
         /// In words.
         text: String,
-    },
-    /// A part of the job begins.
-    Part {
-        /// From [`Step::Part`].
-        name: String,
     },
     /// A kernel module has been loaded.
     Inserted {

@@ -1,7 +1,6 @@
 //! The framework of the tests of the whole: a test says which steps an emulated machine shall do, and looks at what it answered.
 #![forbid(unsafe_code)]
 
-mod shared;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -21,7 +20,6 @@ use exitscope_lab::runs::bench::{self, Bench};
 use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
 use exitscope_lab::runs::session::{Lab, Setup};
 use exitscope_model::{self as model, Quality, Reason, Report, Vcpu, Vm};
-pub use shared::{Part, Shared};
 
 /// The project's root.
 pub fn root() -> PathBuf {
@@ -125,15 +123,9 @@ pub fn machine_of(lane: impl Into<Lane>, name: &str, steps: Vec<Step>) -> Transc
 /// # Panics
 /// As [`machine_of`].
 pub fn machine_with(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Transcript {
-    try_machine(lane, setup, steps).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// As [`machine_with`], with a failure as a text.
-fn try_machine(lane: impl Into<Lane>, setup: Setup, steps: Vec<Step>) -> Result<Transcript, String> {
     let lane = lane.into();
     let setup = Setup { name: lane.named(&setup.name), ..setup };
-    let done = in_turn(&setup.name, |progress| lab(lane).run(&setup, steps, progress));
-    done.map(Transcript).map_err(|error| format!("{}: {error}", setup.name))
+    Transcript(expect(&setup.name, in_turn(&setup.name, |progress| lab(lane).run(&setup, steps, progress))))
 }
 
 /// Runs a Linux guest with nested and with shadow paging.
@@ -213,11 +205,6 @@ fn in_turn<T>(name: &str, run: impl FnOnce(&mut Progress) -> Result<T, Error>) -
 
 fn expect<T>(name: &str, done: Result<T, Error>) -> T {
     done.unwrap_or_else(|error| panic!("{name}: {error}"))
-}
-
-/// Does what keeps a CPU busy without a machine, when it is its turn.
-pub fn busy<T>(name: &str, run: impl FnOnce() -> T) -> T {
-    turn::take(&logs(), name, Duration::from_secs(10), run)
 }
 
 /// The kernel module as built for a lane's kernel.

@@ -40,6 +40,9 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
+/// The package of the tests of the whole.
+const TESTS: &str = "exitscope-tests";
+
 /// Every check, cheapest first; the first that fails ends it.
 fn prepush() -> Result<()> {
     step("tidy", || tidy::check(&root()))?;
@@ -58,7 +61,13 @@ fn prepush() -> Result<()> {
     step("release build", || run(cargo(&["build", "--quiet", "--release"])))?;
     // The kernel target, whatever the lab's kernel is: editors and host builds hide what it lacks.
     step("kernel-target build", || run(make(&["-C", "kernel/module", "rust"])))?;
-    step("tests", || run(cargo(&["test", "--workspace"])))
+    step("tests", || run(cargo(&["test", "--workspace", "--exclude", TESTS])))?;
+    step("tests of the whole", || {
+        // All wait for their turn, which they take two at a time, the longest first.
+        let mut tests = cargo(&["test", "--package", TESTS]);
+        tests.env("RUST_TEST_THREADS", "100");
+        run(tests)
+    })
 }
 
 /// Tests of the whole that are not run on the debug kernel, by a part of their names, and why not.
@@ -76,7 +85,7 @@ const NOT_ON_DEBUG_KERNEL: [(&str, &str); 8] = [
 /// The tests of the whole on the debug kernel, with those that need it.
 fn test_kernel_debug() -> Result<()> {
     step("release build", || run(cargo(&["build", "--quiet", "--release"])))?;
-    let mut tests = cargo(&["test", "--package", "exitscope-tests", "--"]);
+    let mut tests = cargo(&["test", "--package", TESTS, "--"]);
     tests.env("EXITSCOPE_TEST_KERNEL", "debug").arg("--include-ignored");
     for (test, reason) in NOT_ON_DEBUG_KERNEL {
         eprintln!("xtask: without {test} ({reason})");

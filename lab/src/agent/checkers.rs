@@ -12,23 +12,14 @@ use super::kernel::{self, mount_at};
 
 /// Whatever no healthy run has, in lines. Our module is unloaded for this, as only then all of its memory must be gone.
 pub fn findings() -> io::Result<Vec<String>> {
-    unload()?;
+    if Path::new("/sys/module/exitscope").exists() {
+        kernel::remove("exitscope")?;
+    }
     let leaks = leaks()?;
     let mut findings = KernelLog::open()?.read(warning)?;
     findings.extend(leaks);
     findings.extend(taint(&fs::read_to_string("/proc/sys/kernel/tainted")?));
     Ok(findings)
-}
-
-/// The same between two parts of a job, as an error; memory is looked for at the end only, as that takes its time.
-pub fn nothing_is_wrong() -> io::Result<()> {
-    unload()?;
-    let warnings = KernelLog::open()?.read(warning)?;
-    if warnings.is_empty() { Ok(()) } else { Err(io::Error::other(warnings.join("\n"))) }
-}
-
-fn unload() -> io::Result<()> {
-    if Path::new("/sys/module/exitscope").exists() { kernel::remove("exitscope") } else { Ok(()) }
 }
 
 /// What the kernel's log says when something of its own is broken, or when one of its checkers has given up.

@@ -118,10 +118,6 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             Ok(()) => Err(io::Error::other(format!("{label}: {step:?} succeeded, but must fail"))),
             Err(error) => channel.send(&Event::Refused { label: label.clone(), message: error.to_string() }),
         },
-        Step::Part { name } => {
-            checkers::nothing_is_wrong()?;
-            channel.send(&Event::Part { name: name.clone() })
-        }
         Step::Repeat { times, steps } => (0..*times).try_for_each(|_| run_steps(steps, channel)),
     }
 }

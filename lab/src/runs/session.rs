@@ -224,27 +224,17 @@ impl Lab {
         machine.icount = setup.icount;
         machine.memory_mib = setup.memory_mib.unwrap_or(machine.memory_mib);
         machine.disk = setup.disk.clone();
-        let mut part = None;
-        let mut result = self.boot(&machine, &mut part, progress);
         for _ in 0..MAX_HANGS {
-            let Err(error @ Error::Hung { .. }) = &result else { break };
-            progress.note(&format!("{error}\nIt is booted anew."));
-            result = self.boot(&machine, &mut part, progress);
+            match self.boot(&machine, progress) {
+                Err(error @ Error::Hung { .. }) => progress.note(&format!("{error}\nIt is booted anew.")),
+                result => return result,
+            }
         }
-        result.map_err(|error| match part {
-            Some(part) => Error::InPart { part, error: Box::new(error) },
-            None => error,
-        })
+        self.boot(&machine, progress)
     }
 
-    /// Boots a machine, and gives back its events. Notes in which part of its job it is.
-    fn boot(
-        &self,
-        machine: &Machine,
-        part: &mut Option<String>,
-        progress: &mut Progress,
-    ) -> Result<Vec<Event>, Error> {
-        *part = None;
+    /// Boots a machine, and gives back its events.
+    fn boot(&self, machine: &Machine, progress: &mut Progress) -> Result<Vec<Event>, Error> {
         progress.phase(format!("boots Linux {} in an emulated machine", self.kernel.release));
         let mut running = machine.start()?;
         let log = &machine.console_log;
@@ -264,12 +254,6 @@ impl Lab {
                 Event::Done { .. } => {
                     // All is told; what the machine does to power off is of no interest.
                     return Ok(events);
-                }
-                Event::Part { name } => {
-                    *part = Some(name.clone());
-                    running.phase(name.as_str());
-                    progress.phase(name.as_str());
-                    events.push(Event::Part { name });
                 }
                 Event::Inserted { path, .. } => {
                     events.push(Event::Inserted { path, instructions: running.instructions() });
