@@ -95,7 +95,7 @@ fn set_where(expose: Option<Expose>, wanted: impl Fn(&VmLocked) -> bool) -> bool
         }
         is_it
     };
-    slots().fold(false, |any, slot| with_lock(|_| set(slot)) || any)
+    slots().filter(|slot| with_lock(|_| set(slot))).count() > 0
 }
 
 /// Copies every account to its baseline, a word of a vCPU's accounts after the other, so that interrupts are not off for
