@@ -27,6 +27,13 @@ pub struct Args {
     show: Show,
 }
 
+impl Args {
+    /// Whether the exit status answers a question.
+    pub fn gives_verdict(&self) -> bool {
+        matches!(self.command, Some(Command::Diff(_) | Command::Check(_) | Command::Value(_)))
+    }
+}
+
 #[derive(clap::Args)]
 struct Show {
     /// Decode a dump: JSON of this command, or a text that names registers and their values, such as rdmsr's output, a

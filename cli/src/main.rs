@@ -55,11 +55,16 @@ fn main() -> ExitCode {
         eprintln!("agent: cannot power off: {}", exitscope_lab::agent::main());
         return ExitCode::FAILURE;
     }
-    let cli = Cli::parse();
-    let gives_verdict = matches!(cli.command, Command::Doctor(_) | Command::Selftest(_));
-    match run(cli) {
+    let Cli { command } = Cli::parse();
+    let gives_verdict = command.gives_verdict();
+    status(run(command), gives_verdict)
+}
+
+/// The exit status; where it is a verdict, it is no yes unless that could be told.
+fn status(done: anyhow::Result<ExitCode>, gives_verdict: bool) -> ExitCode {
+    match done {
         Ok(code) => code,
-        // The reader of our output has seen enough; but a verdict that was not reached is none.
+        // The reader of our output has seen enough.
         Err(error) if is_broken_pipe(&error) && !gives_verdict => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("exitscope: {}", explain(&error));
@@ -68,8 +73,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    match cli.command {
+impl Command {
+    /// Whether its exit status answers a question.
+    fn gives_verdict(&self) -> bool {
+        match self {
+            Self::Doctor(_) | Self::Selftest(_) => true,
+            Self::Caps(args) => args.gives_verdict(),
+            _ => false,
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Caps(args) => return caps::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
         Command::Guest(args) => return guest::run(&args),
@@ -80,4 +96,34 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Vmm(args) => vmm::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_one_that_clap_accepts() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_verdict_that_nobody_reads_is_no_yes() {
+        let of = |line: &str| {
+            let Cli { command } = Cli::parse_from(["exitscope"].into_iter().chain(line.split(' ')));
+            let broken_pipe = Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+            format!("{:?}", status(broken_pipe, command.gives_verdict()))
+        };
+        let [yes, no] = [ExitCode::SUCCESS, ExitCode::FAILURE].map(|code| format!("{code:?}"));
+        for line in ["selftest", "doctor", "caps diff a b"] {
+            assert_eq!(of(line), no, "{line}");
+        }
+        for line in ["stat", "caps --json", "guest"] {
+            assert_eq!(of(line), yes, "{line}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ const ROWS: usize = 20;
 
 /// Options of every tool that shows exits.
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Only this VM: its number, its whole name or its process (`id:3`, `name:web`, `pid:4711` where that is unclear)
     ///
