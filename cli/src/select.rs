@@ -4,7 +4,7 @@ use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 use exitscope_abi::reason::Isa;
 use exitscope_host::source::Choice;
-use exitscope_model::accounts::{Accounts, RETIRED};
+use exitscope_model::accounts::{Accounts, RETIRED, VmEntry};
 use exitscope_model::select::{Names, Selection, VmKey, codes};
 use exitscope_model::stat::{By, Key, Options};
 
@@ -139,8 +139,60 @@ impl Args {
     }
 }
 
+/// What is selected, and which of the VMs that were asked for have been there.
+#[derive(Default)]
+pub struct Wanted {
+    /// What is selected.
+    pub selection: Selection,
+    /// For each key whether a VM has fitted it; none before the first look.
+    seen: Vec<bool>,
+}
+
+impl Wanted {
+    /// What the options select, on a machine of this instruction set if that is known: names of reasons depend on it.
+    pub fn update(&mut self, args: &Args, isa: Option<Isa>) -> anyhow::Result<()> {
+        let selection = args.selection(isa)?;
+        let bound = std::mem::take(&mut self.selection.vms);
+        self.selection = if self.seen.is_empty() { selection } else { Selection { vms: bound, ..selection } };
+        Ok(())
+    }
+
+    /// Notes which VMs there are. At the first look a key that may mean several is an error; later it means what it meant
+    /// when it fitted one first, whatever VMs have come.
+    pub fn look(&mut self, vms: &[VmEntry], names: &Names) -> anyhow::Result<()> {
+        if self.seen.is_empty() {
+            self.selection.check(vms, names)?;
+            self.seen = vec![false; self.selection.vms.len()];
+        }
+        self.selection.bind(vms, names);
+        for (key, seen) in self.selection.vms.iter().zip(&mut self.seen) {
+            *seen |= key.fits_any(vms, names);
+        }
+        Ok(())
+    }
+
+    /// The keys that fit none of these VMs: those that once fitted one, or those that never did.
+    fn missing(&self, seen: bool, vms: &[VmEntry], names: &Names) -> Vec<&VmKey> {
+        let keys = self.selection.vms.iter().zip(&self.seen).filter(|(_, known)| **known == seen);
+        keys.map(|(key, _)| key).filter(|key| !key.fits_any(vms, names)).collect()
+    }
+
+    /// Checks that each VM that was asked for has been there, and tells which have been retired.
+    pub fn all_found(&self, accounts: &Accounts, names: &Names) -> anyhow::Result<()> {
+        for key in self.missing(true, accounts.vms(), names) {
+            eprintln!(
+                "exitscope: VM `{key}` was retired meanwhile: what it did after the last reading before is in `--vm retired`"
+            );
+        }
+        match self.missing(false, accounts.vms(), names).first() {
+            Some(key) => Err(not_found(key, accounts, names)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What to say of a VM that was asked for and has never been there.
-pub fn not_found(key: &VmKey, accounts: &Accounts, names: &Names) -> anyhow::Error {
+fn not_found(key: &VmKey, accounts: &Accounts, names: &Names) -> anyhow::Error {
     let mut known = String::new();
     for vm in accounts.vms().iter().filter(|vm| vm.id != RETIRED).take(ROWS) {
         let name = names.get(&vm.id).map(|name| format!(" {name},")).unwrap_or_default();
@@ -150,5 +202,30 @@ pub fn not_found(key: &VmKey, accounts: &Accounts, names: &Names) -> anyhow::Err
     match known.is_empty() {
         true => anyhow!("there is no VM `{key}`: no VM has exited yet"),
         false => anyhow!("there is no VM `{key}`; known are:{known}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_was_there_is_not_missing() {
+        let keys = ["1", "22"].map(|key| VmKey::parse(key).unwrap()).to_vec();
+        let mut wanted = Wanted { selection: Selection { vms: keys, ..Selection::default() }, seen: vec![] };
+        let names = Names::new();
+        let mut accounts = Accounts::default();
+        accounts.begin_vm(1, 11, false, None);
+        wanted.look(accounts.vms(), &names).unwrap();
+        assert!(wanted.all_found(&accounts, &names).unwrap_err().to_string().contains("no VM `22`"));
+        let mut later = Accounts::default();
+        later.begin_vm(2, 22, false, None);
+        wanted.look(later.vms(), &names).unwrap();
+        assert!(wanted.all_found(&later, &names).is_ok());
+        assert_eq!(wanted.missing(true, later.vms(), &names), [&VmKey::Id(1)]);
+        // Its process's number is now another VM's, too: this neither ends the watching nor is it shown.
+        later.begin_vm(22, 33, false, None);
+        wanted.look(later.vms(), &names).unwrap();
+        assert!(!wanted.selection.has_vm(&later.vms()[1], &names));
     }
 }

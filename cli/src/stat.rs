@@ -8,17 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use exitscope_host::cpu::{Meter, Usage as CpuUsage};
 use exitscope_host::names::Resolver;
-use exitscope_host::source::Source;
+use exitscope_host::source::{Look, Source};
 use exitscope_model::accounts::RETIRED;
 use exitscope_model::document::{Context, CpuTimes, Document};
 use exitscope_model::interval::Interval;
-use exitscope_model::select::{Selection, VmKey};
 use exitscope_model::snapshot::{Moment, Snapshot};
 use exitscope_model::stat::Options;
 use exitscope_view::stat as view;
 
 use crate::output::{Out, Usage};
-use crate::select;
+use crate::select::{self, Wanted};
 use crate::workload::{Running, Stop, next, wait};
 
 /// Options of `exitscope stat`.
@@ -70,6 +69,11 @@ impl Args {
     fn step(&self) -> Option<Duration> {
         self.interval.map(Duration::from_millis).or(self.every)
     }
+
+    /// Whether there is something to wait for.
+    fn waits(&self) -> bool {
+        self.step().is_some() || self.repeat > 1 || self.duration.is_some() || !self.command.is_empty()
+    }
 }
 
 /// Watches and prints.
@@ -90,14 +94,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut watch = Watch {
         args,
         options,
-        selection: Selection::default(),
+        wanted: Wanted::default(),
         names: Resolver::new(),
         meter: Meter::new(),
         cpu: CpuUsage::default(),
         stop: Stop::watch()?,
         headed: false,
-        bound: None,
-        missing: Vec::new(),
+        looked: None,
         out: Out::open(args.output.as_deref())?,
         source,
     };
@@ -107,7 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 struct Watch<'a> {
     args: &'a Args,
     options: Options,
-    selection: Selection,
+    wanted: Wanted,
     source: Source,
     names: Resolver,
     meter: Meter,
@@ -115,12 +118,13 @@ struct Watch<'a> {
     stop: Stop,
     /// Whether the headings of separated values have been printed.
     headed: bool,
-    /// The VMs that are asked for, each by what it means since the first reading.
-    bound: Option<Vec<VmKey>>,
-    /// Those that have never been there.
-    missing: Vec<VmKey>,
+    /// When it was looked for new VMs last.
+    looked: Option<Look>,
     out: Out,
 }
+
+/// What a run counted, and the CPU time of its VMs.
+type Run = (Interval, CpuTimes);
 
 impl Watch<'_> {
     fn run(&mut self) -> anyhow::Result<ExitCode> {
@@ -128,54 +132,54 @@ impl Watch<'_> {
             return self.show_copy();
         }
         let mut runs = Vec::new();
-        let (mut status, mut last) = (0, Snapshot::default());
-        for number in 1..=self.args.repeat {
+        loop {
             let before = self.read()?;
             let cpu = self.cpu.clone();
-            let aside = (self.args.json || self.args.separator.is_some()) && self.args.output.is_none();
-            let mut running = match self.args.command.as_slice() {
-                [] => None,
-                command => Some(Running::start(command, aside, |command| self.meter.leave_limit(command))?),
-            };
-            let watched = self.watch(running.as_mut(), &before);
-            let is_last = number == self.args.repeat || self.stop.is_asked_for();
+            let mut running = self.start()?;
             // What is known is shown before the command's end is waited for.
-            let shown = watched.and_then(|after| {
-                let interval = Interval::between(&before, &after);
-                last = after;
-                if self.args.step().is_some() {
-                    return self.tell_quality(&interval);
-                }
+            let watched = self.watch(running.as_mut(), &before).and_then(|after| {
                 // A run that was cut off is none of several.
                 if runs.is_empty() || !self.stop.is_asked_for() {
-                    runs.push((interval, self.cpu.since(&cpu)));
+                    runs.push((Interval::between(&before, &after), self.cpu.since(&cpu)));
                 }
-                if is_last { self.show_runs(&mut runs) } else { Ok(()) }
+                let is_last = runs.len() as u64 >= self.args.repeat || self.stop.is_asked_for();
+                if is_last { self.conclude(&runs, &after).map(|()| None) } else { Ok(Some(after)) }
             });
-            match running {
-                Some(running) => status = running.finish_after(shown, &self.stop)?,
-                None => shown?,
-            }
-            if is_last {
-                break;
+            let (more, watched) = match watched {
+                Ok(more) => (more, Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            let status = match running {
+                Some(running) => running.finish_after(&watched, &self.stop)?,
+                None => watched.map(|()| 0)?,
+            };
+            match more {
+                Some(_) if !self.stop.is_asked_for() => {}
+                Some(after) => return self.conclude(&runs, &after).map(|()| ExitCode::from(status)),
+                None => return Ok(ExitCode::from(status)),
             }
         }
-        self.found(&last)?;
-        Ok(ExitCode::from(status))
+    }
+
+    /// Starts the command, if there is one.
+    fn start(&self) -> anyhow::Result<Option<Running>> {
+        let aside = (self.args.json || self.args.separator.is_some()) && self.args.output.is_none();
+        match self.args.command.as_slice() {
+            [] => Ok(None),
+            command => Running::start(command, aside, |command| self.meter.leave_limit(command)).map(Some),
+        }
     }
 
     /// Shows what a copy of the region holds, of which no time is known.
     fn show_copy(&mut self) -> anyhow::Result<ExitCode> {
-        let args = self.args;
-        if args.step().is_some() || args.repeat > 1 || args.duration.is_some() || !args.command.is_empty() {
+        if self.args.waits() {
             bail!(Usage(
                 "a file is a copy, in which nothing happens: it knows no -I, -r, --duration or CMD".into()
             ));
         }
         let snapshot = self.source.snapshot();
         self.select(&snapshot)?;
-        self.show_runs(&mut vec![(Interval::since_the_beginning(&snapshot), CpuTimes::new())])?;
-        self.found(&snapshot)?;
+        self.conclude(&[(Interval::since_the_beginning(&snapshot), CpuTimes::new())], &snapshot)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -194,45 +198,26 @@ impl Watch<'_> {
             let live = vms.iter().filter(|vm| vm.id != RETIRED && !vm.finished);
             self.names.update(live.map(|vm| (vm.id, vm.pid)));
         }
-        let names = self.names.names();
-        self.selection = self.args.select.selection(snapshot.isa)?;
-        match &self.bound {
-            Some(bound) => self.selection.vms.clone_from(bound),
-            // Later, others may be called so: that is no reason to stop.
-            None => {
-                self.selection.check(vms, names)?;
-                self.selection.bind(vms, names);
-                self.bound = Some(self.selection.vms.clone());
-                self.missing.clone_from(&self.selection.vms);
-            }
-        }
-        let missing = Selection { vms: std::mem::take(&mut self.missing), ..Selection::default() };
-        self.missing = missing.without_vm(vms, names).into_iter().cloned().collect();
-        Ok(())
+        self.wanted.update(&self.args.select, snapshot.isa)?;
+        self.wanted.look(vms, self.names.names())
     }
 
     /// Waits for the end of a run, showing intervals on the way; gives the last snapshot.
     fn watch(&mut self, mut running: Option<&mut Running>, before: &Snapshot) -> anyhow::Result<Snapshot> {
-        /// How often VMs are looked for, so that the names are known of those that end in between.
-        const LOOK: Duration = Duration::from_secs(1);
         let start = Instant::now();
         let end = self.args.duration.and_then(|duration| start.checked_add(duration));
         let step = self.args.step();
         let count = self.args.count.or(self.args.times);
         let mut earlier = before.clone();
-        let mut looked = start;
         let mut number = 0_u64;
         loop {
             number += 1;
             let until = [step.and_then(|step| next(start, step)), end].into_iter().flatten().min();
-            let Self { names, source, stop, .. } = self;
+            let Self { names, source, stop, looked, .. } = self;
             let stdout = self.args.output.is_none();
-            let wake = wait(running.as_deref_mut(), until, stdout, stop, || {
-                if looked.elapsed() >= LOOK {
-                    looked = Instant::now();
-                    names.update(source.live_vms());
-                }
-            });
+            // So that names are known of VMs that come and go in between.
+            let look = || names.update(source.arrivals(looked));
+            let wake = wait(running.as_deref_mut(), until, stdout, stop, look);
             // With a command, a duration ends the watching, not the command.
             let over = wake.is_over()? || until.is_some() && until == end || count == Some(number);
             let cpu = self.cpu.clone();
@@ -250,7 +235,7 @@ impl Watch<'_> {
 
     fn context<'a>(&'a self, cpu: &'a CpuTimes) -> Context<'a> {
         Context {
-            selection: &self.selection,
+            selection: &self.wanted.selection,
             names: self.names.names(),
             cpu,
             origin: self.source.origin(),
@@ -279,46 +264,44 @@ impl Watch<'_> {
         self.out.print(&text)
     }
 
-    fn show_runs(&mut self, runs: &mut Vec<(Interval, CpuTimes)>) -> anyhow::Result<()> {
-        if let [(interval, cpu)] = runs.as_slice() {
-            self.show(interval, cpu, false)?;
-            return self.tell_quality(interval);
+    /// Shows what has not been shown yet, and what must be known to judge it.
+    fn conclude(&mut self, runs: &[Run], last: &Snapshot) -> anyhow::Result<()> {
+        if (runs.len() as u64) < self.args.repeat && self.stop.is_asked_for() {
+            eprintln!("exitscope: interrupted: {} of {} runs are shown", runs.len(), self.args.repeat);
         }
-        let runs: Vec<Interval> = runs.drain(..).map(|(interval, _)| interval).collect();
+        let intervals: Vec<Interval> = runs.iter().map(|(interval, _)| interval.clone()).collect();
+        match runs {
+            _ if self.args.step().is_some() => {}
+            [(interval, cpu)] => self.show(interval, cpu, false)?,
+            _ => self.show_runs(&intervals)?,
+        }
+        if self.args.separator.is_some() {
+            // The values have no place for it.
+            eprintln!("{}", view::quality_of_runs(&intervals, self.context(&CpuTimes::new())));
+        }
+        self.wanted.all_found(&last.accounts, self.names.names())
+    }
+
+    fn show_runs(&mut self, runs: &[Interval]) -> anyhow::Result<()> {
         let cpu = CpuTimes::new();
         let context = self.context(&cpu);
         if self.args.json {
-            let document = Document::of_runs(&runs, context);
+            let document = Document::of_runs(runs, context);
             return self.out.print_json(&document, false);
         }
-        let Some(separator) = &self.args.separator else {
-            let text = view::repeated(&runs, context, self.width());
-            return self.out.print(&text);
+        let text = match &self.args.separator {
+            Some(separator) => {
+                let lines: String = runs.iter().map(|run| view::csv(run, context, separator)).collect();
+                view::csv_header(separator, context) + &lines
+            }
+            None => view::repeated(runs, context, self.width()),
         };
-        let lines: String = runs.iter().map(|run| view::csv(run, context, separator)).collect();
-        let text = view::csv_header(separator, context) + &lines;
-        eprintln!("{}", view::quality_of_runs(&runs, context));
         self.out.print(&text)
-    }
-
-    /// Says on stderr how the numbers are to be judged, where a program reads the output and that has no place for it.
-    fn tell_quality(&self, interval: &Interval) -> anyhow::Result<()> {
-        if self.args.separator.is_some() {
-            eprintln!("{}", view::quality_of(interval, self.context(&CpuTimes::new())));
-        }
-        Ok(())
     }
 
     /// Columns of what is written to, if it is a terminal.
     fn width(&self) -> Option<usize> {
         terminal_width().filter(|_| self.args.output.is_none())
-    }
-
-    fn found(&self, last: &Snapshot) -> anyhow::Result<()> {
-        match self.missing.first() {
-            Some(key) => Err(select::not_found(key, &last.accounts, self.names.names())),
-            None => Ok(()),
-        }
     }
 }
 
@@ -334,4 +317,46 @@ pub fn terminal_width() -> Option<usize> {
     let stdout = io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())??;
     (size.ws_col > 0).then_some(size.ws_col.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use exitscope_host::generated::{self, Shape};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// What is wrong with these options on a copy of a region, in which VM 2 is not that of process 2.
+    fn wrong(options: &str) -> anyhow::Error {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let shape = Shape { vms: 3, vcpus: 1, reasons: 1, exits: 6 };
+        std::fs::write(file.path(), generated::region(shape, |vm| vm + 2)).unwrap();
+        let line = ["stat", "--source", file.path().to_str().unwrap()].into_iter().chain(options.split(' '));
+        run(&Line::try_parse_from(line).unwrap().args).unwrap_err()
+    }
+
+    #[test]
+    fn a_copy_is_not_waited_for() {
+        for options in ["-I 100", "1 2", "-r 2 --duration 1", "--duration 1", "-- true"] {
+            assert!(wrong(options).is::<Usage>(), "{options}");
+        }
+    }
+
+    #[test]
+    fn what_is_unclear_in_a_copy_is_told() {
+        assert!(wrong("--vm 2").to_string().contains("say id:2 or pid:2"));
+    }
+
+    #[test]
+    fn no_interval_at_all_is_a_wrong_usage() {
+        for options in [&["-I", "100", "--count", "0"][..], &["1", "0"]] {
+            assert!(Line::try_parse_from([&["stat"], options].concat()).is_err(), "{options:?}");
+        }
+    }
 }

@@ -80,18 +80,15 @@ impl Running {
         Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
     }
 
-    /// Waits for its end, whatever has become of our own output: its exit status, or if that is 0 our own error. That
-    /// nobody reads our output any more is none.
-    pub fn finish_after(self, ours: anyhow::Result<()>, stop: &Stop) -> anyhow::Result<u8> {
-        let status = self.finish(stop)?;
-        match ours {
-            Err(error) if !is_broken_pipe(&error) && status == 0 => Err(error),
-            Err(error) if !is_broken_pipe(&error) => {
-                eprintln!("exitscope: {}", explain(&error));
-                Ok(status)
-            }
-            _ => Ok(status),
+    /// Waits for its end, whatever has become of the watching, which is told at once: its exit status, or 1 instead of 0
+    /// when the watching has failed. That nobody reads our output any more is no failure.
+    pub fn finish_after(self, watched: &anyhow::Result<()>, stop: &Stop) -> anyhow::Result<u8> {
+        let failed = watched.as_ref().err().filter(|error| !is_broken_pipe(error));
+        if let Some(error) = failed {
+            eprintln!("exitscope: {}", explain(error));
         }
+        let status = self.finish(stop)?;
+        Ok(if failed.is_some() { status.max(1) } else { status })
     }
 
     fn forward(&mut self, signal: Signal) {
@@ -242,12 +239,12 @@ mod tests {
     #[test]
     fn the_commands_status_comes_before_an_error_of_ours() {
         let stop = Stop::watch().unwrap();
-        let after = |script, error| shell(script).finish_after(Err(error), &stop);
+        let after = |script, error| shell(script).finish_after(&Err(error), &stop);
         let pipe = || io::Error::from(io::ErrorKind::BrokenPipe).into();
         assert_eq!(after("exit 0", pipe()).unwrap(), 0);
         assert_eq!(after("exit 4", pipe()).unwrap(), 4);
         assert_eq!(after("exit 4", anyhow!("the disk is full")).unwrap(), 4);
-        assert!(after("exit 0", anyhow!("the disk is full")).is_err());
+        assert_eq!(after("exit 0", anyhow!("the disk is full")).unwrap(), 1);
     }
 
     #[test]

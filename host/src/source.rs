@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use exitscope_model::document::Origin;
 use exitscope_model::snapshot::Snapshot;
@@ -53,6 +54,13 @@ pub struct Source {
     live: bool,
 }
 
+/// When [`Source::arrivals`] looked last, and what there was.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    at: Instant,
+    used_cells: u32,
+}
+
 impl Source {
     /// Opens a source.
     ///
@@ -88,8 +96,17 @@ impl Source {
         self.live
     }
 
-    /// Number and process of every VM that lives.
-    pub fn live_vms(&self) -> Vec<(u64, u32)> {
+    /// Number and process of every VM that lives, where some may have come since the last look; asked often, it looks
+    /// seldom.
+    pub fn arrivals(&self, last: &mut Option<Look>) -> Vec<(u64, u32)> {
+        // Where one comes and another goes, the cells in use may stay as many.
+        const AT_LEAST: Duration = Duration::from_secs(1);
+        let used_cells = self.region.used_cells();
+        let same = |look: &Look| look.used_cells == used_cells && look.at.elapsed() < AT_LEAST;
+        if last.as_ref().is_some_and(same) {
+            return Vec::new();
+        }
+        *last = Some(Look { at: Instant::now(), used_cells });
         self.region.live_vms()
     }
 
@@ -105,4 +122,40 @@ impl Source {
 fn emulator(cmdline: &Path) -> String {
     let text = fs::read_to_string(cmdline).unwrap_or_default();
     text.split_whitespace().find_map(|word| word.strip_prefix("lab.emulator=")).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use exitscope_abi::region::{FIELDS, kind};
+
+    use super::*;
+    use crate::generated::{Shape, region};
+
+    #[test]
+    fn vms_are_looked_for_only_where_there_may_be_new_ones() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let shape = Shape { vms: 2, vcpus: 1, reasons: 1, exits: 6 };
+        fs::write(file.path(), region(shape, |vm| vm + 10)).unwrap();
+        let source = Source::open(&Choice::File(file.path().into())).unwrap();
+        let mut last = None;
+        let vms = [(1, 10), (2, 11)];
+        assert_eq!([source.arrivals(&mut last), source.arrivals(&mut last)], [vms.to_vec(), vec![]]);
+        let field =
+            FIELDS.iter().find(|field| field.kind == kind::HEADER && field.name == "used_cells").unwrap();
+        let writer = fs::File::options().write(true).open(file.path()).unwrap();
+        writer.write_all_at(&9_u32.to_le_bytes(), field.offset.into()).unwrap();
+        assert_eq!(source.arrivals(&mut last), vms);
+        last = last.map(|look| Look { at: look.at.checked_sub(Duration::from_secs(2)).unwrap(), ..look });
+        assert_eq!(source.arrivals(&mut last), vms);
+    }
+
+    #[test]
+    fn of_a_copy_no_time_is_known() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), region(Shape { vms: 1, vcpus: 1, reasons: 1, exits: 6 }, |_| 1)).unwrap();
+        let source = Source::open(&Choice::File(file.path().into())).unwrap();
+        assert!(source.snapshot().at.is_none() && source.origin().copy);
+    }
 }

@@ -44,6 +44,11 @@ impl VmKey {
             _ => Some(Self::Any(text.into())),
         }
     }
+
+    /// Whether it means one of these VMs.
+    pub fn fits_any(&self, vms: &[VmEntry], names: &Names) -> bool {
+        vms.iter().any(|vm| fits(self, vm, names))
+    }
 }
 
 /// Why a selection cannot be used.
@@ -124,16 +129,11 @@ impl Selection {
                 text.parse().ok().map(VmKey::Pid),
                 Some(VmKey::Name(text.clone())),
             ];
-            let meant = meanings.into_iter().flatten().find(|key| vms.iter().any(|vm| fits(key, vm, names)));
+            let meant = meanings.into_iter().flatten().find(|key| key.fits_any(vms, names));
             if let Some(meant) = meant {
                 *key = meant;
             }
         }
-    }
-
-    /// The keys that no VM among these fits, as they were given.
-    pub fn without_vm<'a>(&'a self, vms: &[VmEntry], names: &Names) -> Vec<&'a VmKey> {
-        self.vms.iter().filter(|key| !vms.iter().any(|vm| fits(key, vm, names))).collect()
     }
 }
 

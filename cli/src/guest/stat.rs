@@ -68,7 +68,7 @@ impl Watch<'_> {
         let cost = before.reading.cost_of_reading(&first.reading);
         let mut running = Running::start(&self.args.command, self.args.json, |_| {})?;
         let watched = self.watch(&mut running, before, cost);
-        running.finish_after(watched, &self.stop).map(ExitCode::from)
+        running.finish_after(&watched, &self.stop).map(ExitCode::from)
     }
 
     /// Shows what comes, until the command's end.
