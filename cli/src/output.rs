@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -22,23 +22,23 @@ impl std::error::Error for Usage {}
 pub enum Out {
     /// To stdout.
     Stdout,
-    /// To a file.
-    File(File),
+    /// To this file.
+    File(PathBuf, File),
 }
 
 impl Out {
     /// To a file, which is made or emptied, or to stdout.
     pub fn open(file: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = file else { return Ok(Self::Stdout) };
-        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self::File(file))
+        let file = File::create(path).with_context(|| cannot_write(path))?;
+        Ok(Self::File(path.into(), file))
     }
 
     /// Writes a text.
     pub fn print(&mut self, text: &str) -> anyhow::Result<()> {
         match self {
             Self::Stdout => print(text),
-            Self::File(file) => Ok(file.write_all(text.as_bytes())?),
+            Self::File(path, file) => file.write_all(text.as_bytes()).with_context(|| cannot_write(path)),
         }
     }
 
@@ -48,6 +48,10 @@ impl Out {
             if on_one_line { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
         self.print(&format!("{}\n", text?))
     }
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("cannot write {}", path.display())
 }
 
 /// Writes to stdout, with errors instead of panics.

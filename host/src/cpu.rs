@@ -201,4 +201,31 @@ mod tests {
         unknown.0.insert(2, Process { vcpus: None, ..process(190, 40, 0) });
         assert_eq!(unknown.since(&earlier)[&1].elsewhere, None);
     }
+
+    #[test]
+    fn a_thread_that_cannot_be_read_is_unknown_and_what_has_gone_is_forgotten() {
+        let mut accounts = Accounts::default();
+        let pid = std::process::id();
+        for (id, thread) in [(1, pid), (2, 0)] {
+            accounts.begin_vm(id, pid, false, None);
+            accounts.begin_vcpu(0, thread, 0, 0);
+        }
+        let mut meter = Meter { works: true, ..Meter::new() };
+        let usage = meter.read(&accounts);
+        assert!(usage.0[&1].vcpus.is_some());
+        assert_eq!((usage.0[&2].vcpus, meter.files.len()), (None, 1));
+        meter.forget(&Accounts::default());
+        assert!(meter.files.is_empty());
+    }
+
+    #[test]
+    fn a_command_has_the_limit_that_was() {
+        let descriptors = Rlimit { current: Some(123), ..getrlimit(Resource::Nofile) };
+        let meter = Meter { descriptors, ..Meter::new() };
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "ulimit -n"]);
+        meter.leave_limit(&mut command);
+        let shown = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert_eq!(shown.trim(), "123");
+    }
 }

@@ -1,5 +1,6 @@
 //! `exitscope guest stat`: the exits that a command in this guest causes, as CPUID tells them.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use exitscope_guest::vcpu::{self, Elsewhere};
 use exitscope_model::guest_stat::{GuestStat, Reading};
 use exitscope_view::guest_stat as view;
 
-use crate::output::{print, print_json};
+use crate::output::Out;
 use crate::stat::terminal_width;
 use crate::workload::{Running, Stop, next, wait};
 
@@ -26,6 +27,9 @@ pub struct Args {
     /// Print JSON: one document, or one on each line in intervals
     #[arg(short, long)]
     json: bool,
+    /// Write to this file instead of to stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
     /// Watch while this runs; its exit status is passed on
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
@@ -40,7 +44,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let cpu =
         if args.no_pin { None } else { Some(vcpu::stay().context("cannot stay on one CPU: try --no-pin")?) };
-    let mut watch = Watch { args, leaves, scope, cpu, stop: Stop::watch()? };
+    let mut watch =
+        Watch { args, leaves, scope, cpu, out: Out::open(args.output.as_deref())?, stop: Stop::watch()? };
     watch.run()
 }
 
@@ -50,6 +55,7 @@ struct Watch<'a> {
     scope: Scope,
     /// The CPU that the command stays on.
     cpu: Option<u32>,
+    out: Out,
     stop: Stop,
 }
 
@@ -66,19 +72,20 @@ impl Watch<'_> {
         // Twice: the second tells what the reading itself costs.
         let (first, before) = (self.moment()?, self.moment()?);
         let cost = before.reading.cost_of_reading(&first.reading);
-        let mut running = Running::start(&self.args.command, self.args.json, |_| {})?;
+        let mut running =
+            Running::start(&self.args.command, self.args.json && self.args.output.is_none(), |_| {})?;
         let watched = self.watch(&mut running, before, cost);
         running.finish_after(&watched, &self.stop).map(ExitCode::from)
     }
 
     /// Shows what comes, until the command's end.
-    fn watch(&self, running: &mut Running, before: Moment, cost: u64) -> anyhow::Result<()> {
+    fn watch(&mut self, running: &mut Running, before: Moment, cost: u64) -> anyhow::Result<()> {
         let start = before.at;
         let step = self.args.interval.map(Duration::from_millis);
         let mut earlier = before;
         loop {
             let until = step.and_then(|step| next(start, step));
-            let over = wait(Some(running), until, true, &self.stop, || {}).is_over()?;
+            let over = wait(Some(running), until, self.args.output.is_none(), &self.stop, || {}).is_over()?;
             let now = self.moment()?;
             if now.reading.has_begun_anew(&earlier.reading) {
                 bail!("the host's module has been loaded anew meanwhile: what it had counted is lost");
@@ -124,7 +131,7 @@ impl Watch<'_> {
         Ok(reading)
     }
 
-    fn show(&self, earlier: &Moment, now: &Moment, cost: u64) -> anyhow::Result<()> {
+    fn show(&mut self, earlier: &Moment, now: &Moment, cost: u64) -> anyhow::Result<()> {
         let wall = now.at.duration_since(earlier.at);
         let ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
         // The guest's own clock says how many ticks a ms has.
@@ -138,11 +145,11 @@ impl Watch<'_> {
             context_switches: since.context_switches,
             ..stat
         };
-        match (self.args.json, self.args.interval) {
-            (true, None) => print_json(&stat),
-            (true, Some(_)) => print(&format!("{}\n", serde_json::to_string(&stat)?)),
-            (false, _) => print(&view::text(&stat, terminal_width())),
+        if self.args.json {
+            return self.out.print_json(&stat, self.args.interval.is_some());
         }
+        let width = terminal_width().filter(|_| self.args.output.is_none());
+        self.out.print(&view::text(&stat, width))
     }
 }
 
