@@ -16,14 +16,14 @@ use anyhow::bail;
 use exitscope_abi::reason::Isa;
 use exitscope_host::names::in_initial_namespace;
 use exitscope_host::source::{Choice, Source};
-use exitscope_model::selftest::{Check, Machine, Selftest};
+use exitscope_model::selftest::{Check, Cost, Machine, Selftest};
 use exitscope_model::snapshot::Clock;
 use exitscope_view::selftest as view;
 
 use self::guest::{Counted, Ended, Work};
-use self::module::Module;
+use self::module::{InUse, Module};
 use self::witness::Witness;
-use crate::output::{Usage, is_broken_pipe, print, print_json};
+use crate::output::{Usage, print, print_json};
 use crate::workload::Stop;
 
 /// Options of `exitscope selftest`.
@@ -83,13 +83,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Nobody may have the module's device open while it is unloaded.
     drop(source);
     let cost = match &mut module {
-        Some(module) if clock.khz > 0 => match cost::measure(module, &stop, clock, args.pairs, &mut checks) {
-            Err(error) if !is_broken_pipe(&error) => {
-                checks.tell(Check::of("cost", Err(format!("{error:#}"))))?;
-                Vec::new()
-            }
-            measured => measured?,
-        },
+        Some(module) if clock.khz > 0 => {
+            let measured = cost::measure(module, &stop, clock, args.pairs);
+            let (check, cost) = judge(measured, stop.is_asked_for());
+            checks.tell(check)?;
+            cost
+        }
         _ => {
             checks.tell(Check::skip("cost", not_measured(args, module.is_some())))?;
             Vec::new()
@@ -104,6 +103,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     removed?;
     Ok(if selftest.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The check that the measurement of the cost is. One that could not be made proves nothing against the source, and what
+/// has been proven before stays so.
+fn judge(measured: anyhow::Result<(Vec<Cost>, String)>, interrupted: bool) -> (Check, Vec<Cost>) {
+    match measured {
+        Ok((cost, why)) => (Check::of("cost", Ok(why)), cost),
+        Err(_) if interrupted => (Check::skip("cost", "interrupted"), Vec::new()),
+        Err(error) if error.is::<InUse>() => (Check::skip("cost", error.to_string()), Vec::new()),
+        Err(error) => (Check::of("cost", Err(format!("{error:#}"))), Vec::new()),
+    }
 }
 
 /// Why the cost is not known.
@@ -166,4 +176,20 @@ fn count(bench: &Bench<'_>, iterations: u64, checks: &mut Checks) -> anyhow::Res
     };
     checks.tell(check)?;
     checks.tell(Check::of("sums", exact::sums(&counts, bench.isa)))
+}
+
+#[cfg(test)]
+mod tests {
+    use exitscope_model::selftest::Verdict;
+
+    use super::*;
+
+    #[test]
+    fn a_cost_that_cannot_be_measured_proves_nothing() {
+        let result = |measured, interrupted| judge(measured, interrupted).0.result;
+        let hangs = || Err(anyhow::anyhow!("guest cpuid: its VMM ended without a word"));
+        assert_eq!(result(Ok((vec![], "3 pairs".into())), false), Verdict::Pass);
+        assert_eq!(result(Err(InUse.into()), false), Verdict::Skip);
+        assert_eq!([result(hangs(), true), result(hangs(), false)], [Verdict::Skip, Verdict::Fail]);
+    }
 }

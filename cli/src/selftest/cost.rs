@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use exitscope_abi::flat::NO_BATCH;
 use exitscope_guest::workload::Workload;
-use exitscope_model::selftest::{Check, Cost};
+use exitscope_model::selftest::Cost;
 use exitscope_model::snapshot::Clock;
 use exitscope_view::units::duration;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
-use super::Checks;
 use super::guest::{self, Work};
 use super::module::Module;
 use crate::workload::Stop;
@@ -25,14 +25,13 @@ const BUDGET: Duration = Duration::from_secs(20);
 /// Pairs that there must be.
 const LEAST: usize = 3;
 
-/// Measures up to so many pairs, as time allows.
+/// Measures up to so many pairs, as time allows; and says how many.
 pub fn measure(
     module: &mut Module,
     stop: &Stop,
     clock: Clock,
     most: usize,
-    checks: &mut Checks,
-) -> anyhow::Result<Vec<Cost>> {
+) -> anyhow::Result<(Vec<Cost>, String)> {
     let _one_cpu = OneCpu::stay();
     let started = Instant::now();
     let mut pairs = vec![Vec::new(); WORKLOADS.len()];
@@ -50,13 +49,7 @@ pub fn measure(
                 module.remove()?
             }
             for (place, workload) in measured[usize::from(watched)].iter_mut().zip(WORKLOADS) {
-                match ns_per_exit(workload, stop, clock)? {
-                    Some(ns) => *place = ns,
-                    None => {
-                        checks.tell(Check::of("cost", Err("no batch was timed".into())))?;
-                        return Ok(Vec::new());
-                    }
-                }
+                *place = ns_per_exit(workload, stop, clock)?.context("no batch was timed")?;
             }
         }
         for (index, pairs) in pairs.iter_mut().enumerate() {
@@ -76,8 +69,7 @@ pub fn measure(
         },
         duration(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX))
     );
-    checks.tell(Check::of("cost", Ok(why)))?;
-    Ok(cost)
+    Ok((cost, why))
 }
 
 /// ns of an exit in the fastest batch; `None` when the guest timed none.

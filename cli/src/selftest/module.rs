@@ -6,13 +6,28 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::system::{delete_module, finit_module};
 
 /// Its name in the kernel.
 const NAME: &str = "exitscope";
+
+/// The module cannot be unloaded.
+#[derive(Debug)]
+pub struct InUse;
+
+impl std::fmt::Display for InUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "cannot unload the module: another program has /dev/exitscope open (end it, then `rmmod {NAME}`)"
+        )
+    }
+}
+
+impl std::error::Error for InUse {}
 
 /// A module that is ours to load and unload.
 pub struct Module {
@@ -63,9 +78,7 @@ impl Module {
                 Err(errno) => return Err(errno).context("cannot unload the module"),
             }
         }
-        bail!(
-            "cannot unload the module: another program has /dev/exitscope open (end it, then `rmmod {NAME}`)"
-        )
+        Err(InUse.into())
     }
 }
 
