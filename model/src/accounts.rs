@@ -1,5 +1,6 @@
 //! Accounts of exits, per VM, vCPU and reason, in few allocations: what a snapshot and an interval are made of.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use exitscope_abi::leaf::Expose;
@@ -101,6 +102,15 @@ pub struct Accounts {
     counts: Vec<u64>,
 }
 
+/// A vCPU in a sum of accounts.
+#[derive(Default)]
+struct SumOfVcpu {
+    thread: u32,
+    unannounced: u64,
+    backwards: u64,
+    reasons: BTreeMap<u64, Tally>,
+}
+
 impl Accounts {
     /// Makes room for so many accounts.
     pub fn reserve(&mut self, vcpus: usize, accounts: usize) {
@@ -147,6 +157,35 @@ impl Accounts {
         let end = histogram.iter().rposition(some).map_or(BUCKETS, |last| last + 1);
         let buckets = self.keep(lowest, histogram[lowest..end].iter().copied());
         self.add(Account { code, exits, cycles, user, polled, halted, min, max, buckets });
+    }
+
+    /// The sum of several: every VM, vCPU and reason of any of them, once.
+    pub fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut vms: BTreeMap<u64, (VmEntry, BTreeMap<u32, SumOfVcpu>)> = BTreeMap::new();
+        for accounts in all {
+            for vm in &accounts.vms {
+                let (entry, vcpus) = vms.entry(vm.id).or_default();
+                *entry = vm.clone();
+                for vcpu in accounts.vcpus(vm) {
+                    let sum = vcpus.entry(vcpu.id).or_default();
+                    sum.thread = vcpu.thread;
+                    sum.unannounced = sum.unannounced.wrapping_add(vcpu.unannounced);
+                    sum.backwards = sum.backwards.wrapping_add(vcpu.backwards);
+                    for account in accounts.reasons(vcpu) {
+                        sum.reasons.entry(account.code).or_default().add(accounts, account);
+                    }
+                }
+            }
+        }
+        let mut sum = Self::default();
+        for (VmEntry { id, pid, finished, expose, .. }, vcpus) in vms.into_values() {
+            sum.begin_vm(id, pid, finished, expose);
+            for (id, SumOfVcpu { thread, unannounced, backwards, reasons }) in vcpus {
+                sum.begin_vcpu(id, thread, unannounced, backwards);
+                reasons.iter().for_each(|(&code, tally)| sum.add_tally(code, tally));
+            }
+        }
+        sum
     }
 
     /// Every VM.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::accounts::RETIRED;
+use crate::accounts::{Accounts, RETIRED};
 use crate::interval::Interval;
 use crate::name;
 use crate::select::{Names, Selection};
@@ -92,6 +92,9 @@ pub struct Quality {
     pub overflowed: bool,
     /// Whether the source began anew in the interval.
     pub restarted: bool,
+    /// Whether exits of a VM began before the interval for sure: their times, which count where an exit ends, are more
+    /// than all its vCPUs had.
+    pub began_before: bool,
     /// Ticks of the clock in a ms; 0 when unknown.
     pub clock_khz: u32,
     /// What `p50_ns`, `p99_ns` and `max_ns` are.
@@ -240,10 +243,24 @@ impl Quality {
             unaccounted: interval.quality.unaccounted,
             overflowed: interval.quality.overflowed,
             restarted: interval.restarted,
+            began_before: began_before(interval, selection, names),
             clock_khz: interval.clock.khz,
             quantiles: "upper bounds, from a histogram of powers of two",
         }
     }
+}
+
+/// Whether the times of a selected VM are more than all its vCPUs had in the interval.
+fn began_before(interval: &Interval, selection: &Selection, names: &Names) -> bool {
+    let accounts = &interval.accounts;
+    let mut vms = accounts.vms().iter().filter(|vm| vm.id != RETIRED && selection.has_vm(vm, names));
+    let Some(length) = interval.ns() else { return false };
+    vms.any(|vm| {
+        let vcpus = accounts.vcpus(vm);
+        let ticks = vcpus.iter().flat_map(|vcpu| accounts.reasons(vcpu)).map(|account| account.cycles);
+        let time = interval.clock.ns(ticks.fold(0, u64::saturating_add));
+        time.is_some_and(|time| time > length.saturating_mul(vcpus.len() as u64))
+    })
 }
 
 impl Quality {
@@ -258,6 +275,7 @@ impl Quality {
             unaccounted: sum.unaccounted.wrapping_add(run.unaccounted),
             overflowed: sum.overflowed || run.overflowed,
             restarted: sum.restarted || run.restarted,
+            began_before: sum.began_before || run.began_before,
             ..run
         })
     }
@@ -329,14 +347,15 @@ impl Document {
             }
         });
         let figures = Figures::of(&total, last.clock, cycles);
+        let accounts = Accounts::sum(runs.iter().map(|run| &run.accounts));
+        let all_runs = Interval { accounts, ..last.clone() };
         let lengths: Option<Vec<u64>> = runs.iter().map(Interval::ns).collect();
         Self {
             seconds: lengths.map(|lengths| lengths.into_iter().sum::<u64>() as f64 / 1e9),
             quality: Quality::of_runs(runs, context, figures.untimed),
             total: figures,
             reasons: reasons.collect(),
-            // A VM of one run is none of another's.
-            vms: Vec::new(),
+            vms: vms(&all_runs, context),
             runs: Some(runs.len()),
             ..Self::new(last, context)
         }

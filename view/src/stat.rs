@@ -101,8 +101,18 @@ pub fn quality_of_runs(runs: &[Interval], context: Context<'_>) -> String {
 
 /// What must be known to judge the numbers, as one line.
 pub fn quality(quality: &Quality) -> String {
-    let Quality { origin, untimed, unannounced, backwards, lost, unaccounted, overflowed, restarted, .. } =
-        quality;
+    let Quality {
+        origin,
+        untimed,
+        unannounced,
+        backwards,
+        lost,
+        unaccounted,
+        overflowed,
+        restarted,
+        began_before,
+        ..
+    } = quality;
     let mut line = format!("source {}", origin.source);
     if !origin.why.is_empty() {
         line += &format!(" ({})", origin.why);
@@ -122,6 +132,9 @@ pub fn quality(quality: &Quality) -> String {
     if *overflowed || *unaccounted > 0 {
         line +=
             &format!("; memory was short: OVERFLOW lacks its reasons, {unaccounted} exits are in no account");
+    }
+    if *began_before {
+        line += "; exits began before this interval, and all their time is in it, where they ended";
     }
     if *restarted {
         line += "; the source began anew: what came before that is missing";

@@ -130,16 +130,44 @@ fn json() {
 
 #[test]
 fn several_runs() {
-    let text = show(REASON, Options::default(), Selection::default(), |interval, context| {
-        let mut other = interval.clone();
-        other.to = other.to.map(|to| Moment { monotonic_ns: 2_200_000_000, ..to });
-        other.accounts = Accounts::default();
-        other.accounts.begin_vm(1, 4711, false, None);
-        other.accounts.begin_vcpu(0, 4713, 0, 0);
-        add(&mut other.accounts, 0x72, 1_200_000, 2_400, [0; 3]);
-        stat::repeated(&[interval.clone(), other], context, None)
+    let shown = |form: &dyn Fn(&[Interval], Context<'_>) -> String| {
+        let options = Options { top: 3, ..Options::default() };
+        show(REASON, options, Selection::default(), |interval, context| {
+            let mut other = interval.clone();
+            other.to = other.to.map(|to| Moment { monotonic_ns: 2_200_000_000, ..to });
+            other.accounts = Accounts::default();
+            other.accounts.begin_vm(2, 4799, true, None);
+            other.accounts.begin_vcpu(0, 4800, 5, 0);
+            add(&mut other.accounts, 0x72, 1_200_000, 2_400, [0; 3]);
+            form(&[interval.clone(), other], context)
+        })
+    };
+    golden("runs.txt", &shown(&|runs, context| stat::repeated(runs, context, None)));
+    let json = shown(&|runs, context| {
+        let document = Document::of_runs(runs, Context { cpu: &CpuTimes::new(), ..context });
+        serde_json::to_string_pretty(&document).unwrap() + "\n"
     });
-    golden("runs.txt", &text);
+    golden("runs.json", &json);
+}
+
+/// Half a minute's sleep ends in an interval of two seconds.
+#[test]
+fn times_that_began_before() {
+    let line = |ticks: u64| {
+        show(REASON, Options::default(), Selection::default(), |interval, context| {
+            let mut interval = interval.clone();
+            interval.accounts = Accounts::default();
+            interval.accounts.begin_vm(1, 4711, false, None);
+            for vcpu in 0..2 {
+                interval.accounts.begin_vcpu(vcpu, 4713, 0, 0);
+            }
+            add(&mut interval.accounts, 0x78, 1, ticks, [0, 0, ticks]);
+            stat::quality_of(&interval, context)
+        })
+    };
+    let told = |ticks: u64| line(ticks).contains("exits began before this interval");
+    // Two vCPUs of 2 s have 4 s, 12 billion ticks.
+    assert_eq!([told(12_000_000_000), told(90_000_000_000)], [false, true]);
 }
 
 #[test]

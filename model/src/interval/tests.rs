@@ -209,6 +209,8 @@ proptest! {
             prop_assert_eq!(sum_of(&|id| id == vm), sums(&whole.accounts, |id| id == vm), "VM {}", vm);
         }
         prop_assert_eq!(coarse(sum_of(&|_| true)), coarse(sums(&whole.accounts, |_| true)));
+        let all = Accounts::sum(pieces.iter().map(|piece| &piece.accounts));
+        prop_assert_eq!(coarse(sums(&all, |_| true)), coarse(sums(&whole.accounts, |_| true)));
         prop_assert_eq!(pieces.iter().filter_map(Interval::ns).sum::<u64>(), whole.ns().unwrap());
     }
 
