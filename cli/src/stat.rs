@@ -186,8 +186,11 @@ impl Watch<'_> {
     /// Reads the source, and what goes with it.
     fn read(&mut self) -> anyhow::Result<Snapshot> {
         let snapshot = self.source.snapshot();
-        self.cpu = self.meter.read(&snapshot.accounts);
-        self.meter.forget(&snapshot.accounts);
+        // Separated values have no place for it.
+        if self.args.separator.is_none() {
+            self.cpu = self.meter.read(&snapshot.accounts);
+            self.meter.forget(&snapshot.accounts);
+        }
         self.select(&snapshot)?;
         Ok(snapshot)
     }

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use exitscope_model::accounts::{Accounts, RETIRED};
@@ -33,11 +32,19 @@ pub struct Meter {
     proc: PathBuf,
     /// ns in the unit that the kernel counts in.
     tick: u64,
-    /// By process, then by path.
-    files: BTreeMap<u32, BTreeMap<PathBuf, File>>,
+    /// By process.
+    files: BTreeMap<u32, Files>,
     works: bool,
     /// Descriptors that this program might have before it became more.
     descriptors: Rlimit,
+}
+
+/// Open files of a process.
+#[derive(Debug, Default)]
+struct Files {
+    stat: Option<File>,
+    /// `schedstat` of its threads.
+    threads: BTreeMap<u32, Option<File>>,
 }
 
 impl Meter {
@@ -88,42 +95,30 @@ impl Meter {
 
     /// ns of a process in all and in its guests.
     fn process(&mut self, pid: u32, buffer: &mut String) -> Option<(u64, u64)> {
-        self.text(pid, self.proc.join(pid.to_string()).join("stat"), buffer)?;
+        let file = &mut self.files.entry(pid).or_default().stat;
+        read(file, || self.proc.join(pid.to_string()).join("stat"), buffer)?;
         let (total, guest) = parse_stat(buffer)?;
         Some((total.saturating_mul(self.tick), guest.saturating_mul(self.tick)))
     }
 
     /// ns of a thread.
     fn thread(&mut self, pid: u32, thread: u32, buffer: &mut String) -> Option<u64> {
-        let path = self.proc.join(pid.to_string()).join("task").join(thread.to_string()).join("schedstat");
-        self.text(pid, path, buffer)?;
+        let file = self.files.entry(pid).or_default().threads.entry(thread).or_default();
+        let path = || self.proc.join(pid.to_string()).join("task").join(thread.to_string()).join("schedstat");
+        read(file, path, buffer)?;
         buffer.split_whitespace().next()?.parse().ok()
-    }
-
-    fn text(&mut self, pid: u32, path: PathBuf, buffer: &mut String) -> Option<()> {
-        let mut bytes = [0; 1024];
-        let files = self.files.entry(pid).or_default();
-        let length = match files.get(&path) {
-            Some(file) => file.read_at(&mut bytes, 0),
-            None => open(files, &path).and_then(|file| file.read_at(&mut bytes, 0)),
-        };
-        buffer.clear();
-        match length {
-            Ok(length) => {
-                buffer.push_str(&String::from_utf8_lossy(&bytes[..length]));
-                Some(())
-            }
-            Err(_) => {
-                files.remove(&path);
-                None
-            }
-        }
     }
 }
 
-fn open<'a>(files: &'a mut BTreeMap<PathBuf, File>, path: &Path) -> io::Result<&'a File> {
-    let file = File::open(path)?;
-    Ok(files.entry(path.into()).or_insert(file))
+/// Reads a file from its beginning, which stays open as long as that works.
+fn read(file: &mut Option<File>, path: impl FnOnce() -> PathBuf, buffer: &mut String) -> Option<()> {
+    let mut bytes = [0; 1024];
+    let open = file.take().or_else(|| File::open(path()).ok())?;
+    let length = open.read_at(&mut bytes, 0).ok()?;
+    *file = Some(open);
+    buffer.clear();
+    buffer.push_str(&String::from_utf8_lossy(&bytes[..length]));
+    Some(())
 }
 
 impl Default for Meter {

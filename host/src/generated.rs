@@ -57,6 +57,11 @@ impl Cells {
 
 /// The bytes of a region; `pid` is the process of a VM, and the thread of its vCPUs.
 pub fn region(shape: Shape, pid: impl Fn(u32) -> u32) -> Vec<u8> {
+    region_of(shape, &pid, |vm, _| pid(vm))
+}
+
+/// The bytes of a region; `pid` is the process of a VM, `thread` that of its vCPU.
+pub fn region_of(shape: Shape, pid: impl Fn(u32) -> u32, thread: impl Fn(u32, u32) -> u32) -> Vec<u8> {
     let mut cells = Cells(vec![0; CELL_SIZE]);
     for vm in 0..shape.vms {
         let vm_cell = cells.add(kind::VM, 0, 0);
@@ -65,7 +70,7 @@ pub fn region(shape: Shape, pid: impl Fn(u32) -> u32) -> Vec<u8> {
         for vcpu in 0..shape.vcpus {
             let vcpu_cell = cells.add(kind::VCPU, vm_cell, 0);
             cells.set(vcpu_cell, kind::VCPU, "id", vcpu.into());
-            cells.set(vcpu_cell, kind::VCPU, "thread", pid(vm).into());
+            cells.set(vcpu_cell, kind::VCPU, "thread", thread(vm, vcpu).into());
             cells.add(kind::OVERFLOW, vcpu_cell, 0);
             (0..shape.reasons).for_each(|code| cells.add_counters(vcpu_cell, 0x60 + code, shape.exits));
         }
