@@ -42,7 +42,7 @@ pub struct Bench {
 pub struct Cost {
     /// Which emulated machine: `amd` or `intel`.
     pub lane: String,
-    /// What observes the exits: `none`, `module` or `ftrace`.
+    /// What observes the exits: `none`, `module`, `module-off` (which answers no guest) or `ftrace`.
     pub watch: String,
     /// What the guest does.
     pub workload: String,
@@ -63,11 +63,14 @@ pub struct Cost {
 type Watch = (&'static str, Vec<Step>, Vec<Step>);
 
 fn watches() -> Vec<Watch> {
-    let insert = Step::Insert(Insert { path: EXITSCOPE.into(), parameters: String::new() });
-    let remove = Step::Remove { name: "exitscope".into() };
+    let insert = |parameters: &str| {
+        vec![Step::Insert(Insert { path: EXITSCOPE.into(), parameters: parameters.into() })]
+    };
+    let remove = vec![Step::Remove { name: "exitscope".into() }];
     vec![
         ("none", vec![], vec![]),
-        ("module", vec![insert], vec![remove]),
+        ("module", insert(""), remove.clone()),
+        ("module-off", insert("expose=off"), remove),
         ("ftrace", vec![Step::Ftrace { on: true }], vec![Step::Ftrace { on: false }]),
     ]
 }
@@ -112,7 +115,7 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
         steps.extend(start);
         steps.extend(WORKLOADS.map(|workload| alone(measure(Case::plain(workload)))));
         steps.push(alone(measure(Case::plain(USER_EXIT))));
-        if watch != "ftrace" {
+        if ["none", "module"].contains(&watch) {
             for workload in WORKLOADS {
                 steps.push(alone(measure(Case { vcpus: VCPUS, ..Case::plain(workload) })));
             }
