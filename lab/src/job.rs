@@ -173,13 +173,14 @@ pub enum Step {
         /// Which way.
         way: Way,
     },
-    /// Run a program, do steps once it has started, and end it by SIGINT, as Ctrl-C does, unless it ends before:
-    /// [`Event::Output`].
-    Interrupt {
+    /// Run a program, do steps once it has started, and ask it to end, unless it ends before: [`Event::Output`].
+    End {
         /// Names the event that answers.
         label: String,
         /// The program and its arguments.
         command: Vec<String>,
+        /// How it is asked.
+        by: Request,
         /// What to do meanwhile.
         meanwhile: Vec<Step>,
     },
@@ -199,6 +200,11 @@ pub enum Step {
     },
     /// Wait until our module has seen a VM.
     AwaitVm {
+        /// Its number.
+        id: u32,
+    },
+    /// Wait until our module has seen a VM's end.
+    AwaitEnd {
         /// Its number.
         id: u32,
     },
@@ -276,6 +282,16 @@ pub enum Way {
     ClosedAfter(usize),
     /// Its output is a terminal of so many columns.
     Terminal(u16),
+}
+
+/// How a program is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// By SIGINT, as Ctrl-C does.
+    Interrupt,
+    /// By SIGTERM, as `kill` does.
+    Terminate,
 }
 
 /// A guest to run.

@@ -2,7 +2,7 @@
 
 use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::job::{EXITSCOPE, Insert, MODULES, Step};
+use exitscope_lab::job::{EXITSCOPE, Insert, MODULES, Request, Step};
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::selftest::{SCHEMA, Selftest, Verdict};
@@ -36,7 +36,8 @@ fn it_passes_and_fails_as_it_should() {
         // Mounts tracefs, which systems have mounted.
         Step::Ftrace { on: false },
         selftest(amd, "no module", &[]),
-        Step::Interrupt {
+        Step::End {
+            by: Request::Interrupt,
             label: "interrupted".into(),
             command: ["/init", "selftest", "--module", EXITSCOPE].map(str::to_owned).to_vec(),
             meanwhile: vec![Step::Sleep { ms: 3_000 }],

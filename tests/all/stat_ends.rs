@@ -1,7 +1,7 @@
-//! `exitscope stat` when something ends beneath it: its reader, a VM, the module; and where it may not begin.
+//! `exitscope stat` when something ends beneath it: its reader, its command, a VM, the module; and where it may not begin.
 
-use exitscope_lab::job::{Output, Step, Way};
-use exitscope_tests::{Transcript, command, flat, guests, insert, machine, refused, remove};
+use exitscope_lab::job::{Output, Request, Step, Way};
+use exitscope_tests::{Transcript, command, flat, guests, insert, machine, refused, remove, while_running};
 use serde_json::Value;
 
 /// RDMSRs of the guest that comes and ends while `stat` watches.
@@ -21,7 +21,7 @@ fn run_as(label: &str, way: Way, line: &str) -> Step {
 fn beside_stat(label: &str, line: &str, meanwhile: Vec<Step>) -> Step {
     let mapped = Step::AwaitText { path: "/sys/module/exitscope/refcnt".into(), text: "1".into() };
     let meanwhile = [mapped].into_iter().chain(meanwhile).collect();
-    Step::Interrupt { label: label.into(), command: words(line), meanwhile }
+    Step::End { label: label.into(), command: words(line), by: Request::Interrupt, meanwhile }
 }
 
 fn steps() -> Vec<Step> {
@@ -31,12 +31,29 @@ fn steps() -> Vec<Step> {
         run_as("closed pipe, CSV", Way::ClosedAfter(1), "/init stat -x, -I 100"),
         run_as("no rights", Way::User(NOBODY), "/init stat --duration 0.1"),
         run_as("terminal", Way::Terminal(10), "/init stat -- /init vmm --workload rdmsr --iterations 100"),
-        beside_stat(
-            "beside",
-            "/init stat --json",
-            vec![refused("in use", remove()), guests(vec![flat("ends", "rdmsr", EXITS, 1)])],
+        // The first one's VM is the second of this machine.
+        while_running(
+            vec![flat("there before", "rdmsr", 30 * EXITS, 1)],
+            vec![
+                Step::AwaitVm { id: 2 },
+                beside_stat(
+                    "beside",
+                    "/init stat --json",
+                    vec![
+                        refused("in use", remove()),
+                        guests(vec![flat("ends", "rdmsr", EXITS, 1)]),
+                        Step::AwaitEnd { id: 2 },
+                    ],
+                ),
+            ],
         ),
         Step::Snapshot { label: "end".into() },
+        Step::End {
+            label: "killed".into(),
+            command: words("/init stat --json -- /init vmm --workload rdmsr --iterations 1000000000"),
+            by: Request::Terminate,
+            meanwhile: vec![Step::AwaitVm { id: 4 }],
+        },
         // A command that fails: its status is ours, and its output is not on our stdout.
         command("status", &["stat", "--json", "--", "/init", "vmm", "--workload", "none"]),
         remove(),
@@ -67,6 +84,11 @@ fn whatever_ends_stat_tells_what_it_knows() {
     let failed = transcript.result_of("status");
     assert_eq!(failed.status, Some(2), "{failed:?}");
     serde_json::from_str::<Value>(&failed.stdout).unwrap();
+    let killed = transcript.result_of("killed");
+    assert_eq!(killed.status, Some(128 + 15), "{killed:?}");
+    assert!(killed.stderr.contains("/init: killed by signal 15"), "{killed:?}");
+    let document: Value = serde_json::from_str(&killed.stdout).unwrap();
+    assert!(document["total"]["exits"].as_u64() > Some(0), "{document}");
     a_vm_that_ends_is_in_the_result(transcript);
 }
 
@@ -74,12 +96,16 @@ fn complains(output: &Output, text: &str) {
     assert!(output.status == Some(1) && output.stderr.contains(text), "{output:?}");
 }
 
-/// As the module has it in the end, since all of the VM's life is in it.
+/// As the module has it in the end, where all of the VM's life is in it, and else a part of that.
 fn a_vm_that_ends_is_in_the_result(transcript: &Transcript) {
     let document: Value = serde_json::from_str(transcript.output("beside")).unwrap();
-    let vm = transcript.vm("end", "ends");
-    let told = document["vms"].as_array().unwrap().iter().find(|told| told["id"] == vm.id.as_str()).unwrap();
-    assert_eq!(told["finished"], true, "{told}");
-    assert_eq!(told["exits"].as_u64(), Some(vm.total().exits), "{told}");
-    assert!(vm.total().exits >= EXITS);
+    let [ends, there_before] = ["ends", "there before"].map(|guest| {
+        let vm = transcript.vm("end", guest);
+        let mut vms = document["vms"].as_array().unwrap().iter();
+        let told = vms.find(|told| told["id"] == vm.id.as_str()).unwrap();
+        assert_eq!(told["finished"], true, "{told}");
+        (told["exits"].as_u64().unwrap(), vm.total().exits)
+    });
+    assert!(ends.0 == ends.1 && ends.1 >= EXITS, "{ends:?}");
+    assert!((1..there_before.1).contains(&there_before.0), "{there_before:?}");
 }

@@ -19,7 +19,7 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use super::kernel::mount_at;
 use super::wait::retry_for;
-use crate::job::{AWAIT, Output, Way};
+use crate::job::{AWAIT, Output, Request, Way};
 
 /// What the leaves say where nobody answers them.
 const OFF: &str = Expose::Off.name();
@@ -57,8 +57,12 @@ fn await_policy(words: &[String]) -> io::Result<()> {
     })
 }
 
-/// Runs a program to its end, which SIGINT shall bring about when `meanwhile` is done. That this fails is an error.
-pub fn interrupted(command: &[String], meanwhile: impl FnOnce() -> io::Result<()>) -> io::Result<Output> {
+/// Runs a program to its end, which it is asked for when `meanwhile` is done. That this fails is an error.
+pub fn ended(
+    command: &[String],
+    by: Request,
+    meanwhile: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Output> {
     let (base, mut command) = piped(command);
     let child = match command.spawn() {
         Ok(child) => child,
@@ -70,7 +74,11 @@ pub fn interrupted(command: &[String], meanwhile: impl FnOnce() -> io::Result<()
     let reader = thread::spawn(|| child.wait_with_output());
     let done = meanwhile();
     if let Ok(process) = process {
-        let _ = pidfd_send_signal(process, Signal::INT);
+        let signal = match by {
+            Request::Interrupt => Signal::INT,
+            Request::Terminate => Signal::TERM,
+        };
+        let _ = pidfd_send_signal(process, signal);
     }
     let output = reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader of its output died")));
     done.map(|()| finished(base, output))

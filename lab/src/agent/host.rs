@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use exitscope_host::fuzz_device::fuzz_device;
 use exitscope_host::region::{DEVICE, Region};
+use exitscope_model::Vm;
 use exitscope_vmm::bare::{BareVm, StoppedCpuid, stop_after_cpuid};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::channel::Channel;
-use super::command::{interrupted, output_as, output_of};
+use super::command::{ended, output_as, output_of};
 use super::{capabilities, checkers, guests, kernel, vmm};
 use crate::emulator::Link;
 use crate::job::{Event, Insert, Output, Step};
@@ -96,14 +97,15 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
             channel.phase(format!("runs {label}"))?;
             channel.send(&Event::Output { label: label.clone(), output: output_as(command, *way) })
         }
-        Step::Interrupt { label, command, meanwhile } => {
-            channel.phase(format!("runs {label} until it is interrupted"))?;
-            let output = interrupted(command, || run_steps(meanwhile, channel))?;
+        Step::End { label, command, by, meanwhile } => {
+            channel.phase(format!("runs {label} until it is asked to end"))?;
+            let output = ended(command, *by, || run_steps(meanwhile, channel))?;
             channel.send(&Event::Output { label: label.clone(), output })
         }
         Step::Pause { guest, on } => guests::pause(guest, *on),
         Step::AwaitText { path, text } => await_text(path, text),
-        Step::AwaitVm { id } => await_vm(*id),
+        Step::AwaitVm { id } => await_vm(*id, |_| true),
+        Step::AwaitEnd { id } => await_vm(*id, |vm| vm.finished),
         Step::Migrate { guest, times } => guests::migrate(guest, *times),
         Step::WriteMsr { cpu, address, value } => kernel::write_msr(*cpu, *address, *value),
         Step::Sleep { ms } => {
@@ -130,12 +132,12 @@ fn await_text(path: &str, text: &str) -> io::Result<()> {
     })
 }
 
-fn await_vm(id: u32) -> io::Result<()> {
+fn await_vm(id: u32, is_so: impl Fn(&Vm) -> bool) -> io::Result<()> {
     let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
     let id = id.to_string();
     vmm::wait_for(|| {
-        let known = region.snapshot().vms().iter().any(|vm| vm.id == id);
-        known.then_some(()).ok_or_else(|| io::Error::other(format!("VM {id} does not come")))
+        let found = region.snapshot().vms().iter().any(|vm| vm.id == id && is_so(vm));
+        found.then_some(()).ok_or_else(|| io::Error::other(format!("VM {id} does not come, or does not end")))
     })
 }
 
