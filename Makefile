@@ -25,7 +25,7 @@ BUILDER = $(filter-out root,$(filter $(shell stat -c %U .),$(SUDO_USER)))
 AS_BUILDER = $(if $(BUILDER),sudo -iu $(BUILDER) --) $(MAKE) -s -C "$(CURDIR)"
 install:
 	@$(AS_BUILDER) program
-	@install -D -m 755 "$$($(AS_BUILDER) program-path)" "$(DESTDIR)$(PREFIX)/bin/exitscope"
+	@install -D -m 755 "$$($(AS_BUILDER) program-path | tail -n 1)" "$(DESTDIR)$(PREFIX)/bin/exitscope"
 	@echo "$(DESTDIR)$(PREFIX)/bin/exitscope"
 
 uninstall:

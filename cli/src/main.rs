@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use output::{Usage, explain, is_broken_pipe};
+use output::{Usage, explain, is_broken_pipe, tell};
 
 /// See every VM exit of KVM: what it was, how often, what it cost.
 #[derive(Parser)]
@@ -67,7 +67,7 @@ fn status(done: anyhow::Result<ExitCode>, gives_verdict: bool) -> ExitCode {
         // The reader of our output has seen enough.
         Err(error) if is_broken_pipe(&error) && !gives_verdict => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("exitscope: {}", explain(&error));
+            tell(explain(&error));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }

@@ -54,6 +54,11 @@ fn cannot_write(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
+/// Says something on stderr, after the program's name. That nobody listens is no reason to end.
+pub fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "exitscope: {text}");
+}
+
 /// Writes to stdout, with errors instead of panics.
 pub fn print(text: &str) -> anyhow::Result<()> {
     Ok(io::stdout().lock().write_all(text.as_bytes())?)

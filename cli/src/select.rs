@@ -8,7 +8,7 @@ use exitscope_model::accounts::{Accounts, RETIRED, VmEntry};
 use exitscope_model::select::{Names, Selection, VmKey, codes};
 use exitscope_model::stat::{By, Key, Options};
 
-use crate::output::Usage;
+use crate::output::{Usage, tell};
 
 /// Rows that a person is shown where `--top` says nothing.
 const ROWS: usize = 20;
@@ -19,7 +19,7 @@ const ROWS: usize = 20;
 pub struct Args {
     /// Only this VM: its number, its whole name or its process (`id:3`, `name:web`, `pid:4711` where that is unclear)
     ///
-    /// Several are separated by commas; `name:a,b` is one name.
+    /// Several are separated by commas; a doubled comma stands for one in a name.
     #[arg(long, value_name = "ID|NAME|PID")]
     vm: Vec<String>,
     /// Only VMs of this process
@@ -83,14 +83,9 @@ impl Args {
     /// What is selected, on a machine of this instruction set if that is known.
     pub fn selection(&self, isa: Option<Isa>) -> anyhow::Result<Selection> {
         let mut selection = Selection { vcpus: self.vcpu.clone(), ..Selection::default() };
-        let split = |text: &'_ String| -> Vec<String> {
-            match text.starts_with("name:") {
-                true => vec![text.clone()],
-                false => text.split(',').map(str::to_owned).collect(),
-            }
-        };
-        for text in &self.vm.iter().flat_map(split).collect::<Vec<_>>() {
+        for text in &self.vm.iter().flat_map(|text| split(text)).collect::<Vec<_>>() {
             match VmKey::parse(text) {
+                _ if text.is_empty() => bail!(Usage("--vm wants a VM between commas".into())),
                 Some(key) => selection.vms.push(key),
                 None => bail!(Usage(format!("`{text}` names no VM: id: and pid: want a number"))),
             }
@@ -180,15 +175,21 @@ impl Wanted {
     /// Checks that each VM that was asked for has been there, and tells which have been retired.
     pub fn all_found(&self, accounts: &Accounts, names: &Names) -> anyhow::Result<()> {
         for key in self.missing(true, accounts.vms(), names) {
-            eprintln!(
-                "exitscope: VM `{key}` was retired meanwhile: what it did after the last reading before is in `--vm retired`"
-            );
+            tell(format_args!(
+                "VM `{key}` was retired meanwhile: what it did after the last reading before is in `--vm retired`"
+            ));
         }
         match self.missing(false, accounts.vms(), names).first() {
             Some(key) => Err(not_found(key, accounts, names)),
             None => Ok(()),
         }
     }
+}
+
+/// The parts of a list; a doubled comma stands for one in a part, as QEMU has it.
+fn split(text: &str) -> Vec<String> {
+    const COMMA: &str = "\u{1}";
+    text.replace(",,", COMMA).split(',').map(|part| part.replace(COMMA, ",")).collect()
 }
 
 /// What to say of a VM that was asked for and has never been there.

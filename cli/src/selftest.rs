@@ -23,7 +23,7 @@ use exitscope_view::selftest as view;
 use self::guest::{Counted, Ended, Work};
 use self::module::{InUse, Module};
 use self::witness::Witness;
-use crate::output::{Usage, print, print_json};
+use crate::output::{Usage, print, print_json, tell};
 use crate::workload::Stop;
 
 /// Options of `exitscope selftest`.
@@ -101,7 +101,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         print(&view::ending(&selftest))?;
     }
-    removed?;
+    // It says nothing about the source.
+    if let Err(error) = removed {
+        tell(format_args!("{error:#}"));
+    }
     Ok(if selftest.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,14 +1,14 @@
 //! `exitscope stat`: the exits of this host's VMs while a command runs, for a time, or until Ctrl-C.
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use exitscope_host::cpu::{Meter, Usage as CpuUsage};
 use exitscope_host::names::Resolver;
-use exitscope_host::source::{Look, Source};
+use exitscope_host::source::{Choice, Look, Source};
 use exitscope_model::accounts::RETIRED;
 use exitscope_model::document::{Context, CpuTimes, Document};
 use exitscope_model::interval::Interval;
@@ -16,9 +16,9 @@ use exitscope_model::snapshot::{Moment, Snapshot};
 use exitscope_model::stat::Options;
 use exitscope_view::stat as view;
 
-use crate::output::{Out, Usage};
+use crate::output::{Out, Usage, tell};
 use crate::select::{self, Wanted};
-use crate::workload::{Running, Stop, next, wait};
+use crate::workload::{Running, Stop, as_status, next, wait};
 
 /// Options of `exitscope stat`.
 #[derive(clap::Args)]
@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         stop: Stop::watch()?,
         headed: false,
         looked: None,
-        out: Out::open(args.output.as_deref())?,
+        out: Out::Stdout,
         source,
     };
     watch.run()
@@ -131,11 +131,23 @@ impl Watch<'_> {
         if !self.source.is_live() {
             return self.show_copy();
         }
-        let mut runs = Vec::new();
+        // What is wrong with the selection is told before a file of earlier numbers is emptied.
+        self.read()?;
+        self.out = Out::open(self.args.output.as_deref())?;
+        let (mut runs, mut last) = (Vec::new(), None);
         loop {
-            let before = self.read()?;
+            let begun = self.read().and_then(|before| Ok((before, self.start()?)));
+            let (before, mut running) = match begun {
+                Ok(begun) => begun,
+                Err(error) => {
+                    // What other runs have told is worth as much as before.
+                    if let Some(last) = &last {
+                        self.conclude(&runs, last)?;
+                    }
+                    return Err(error);
+                }
+            };
             let cpu = self.cpu.clone();
-            let mut running = self.start()?;
             // What is known is shown before the command's end is waited for.
             let watched = self.watch(running.as_mut(), &before).and_then(|after| {
                 // A run that was cut off is none of several.
@@ -153,11 +165,11 @@ impl Watch<'_> {
                 Some(running) => running.finish_after(&watched, &self.stop)?,
                 None => watched.map(|()| 0)?,
             };
-            match more {
-                Some(_) if !self.stop.is_asked_for() => {}
-                Some(after) => return self.conclude(&runs, &after).map(|()| ExitCode::from(status)),
+            last = match more {
+                Some(after) if !self.stop.is_asked_for() => Some(after),
+                Some(after) => return as_status(self.conclude(&runs, &after), status).map(ExitCode::from),
                 None => return Ok(ExitCode::from(status)),
-            }
+            };
         }
     }
 
@@ -179,6 +191,12 @@ impl Watch<'_> {
         }
         let snapshot = self.source.snapshot();
         self.select(&snapshot)?;
+        if let Choice::File(copy) = self.args.select.source()
+            && self.args.output.as_ref().is_some_and(|output| is_same_file(output, &copy))
+        {
+            bail!(Usage("-o would overwrite what --source reads".into()));
+        }
+        self.out = Out::open(self.args.output.as_deref())?;
         self.conclude(&[(Interval::since_the_beginning(&snapshot), CpuTimes::new())], &snapshot)?;
         Ok(ExitCode::SUCCESS)
     }
@@ -270,7 +288,7 @@ impl Watch<'_> {
     /// Shows what has not been shown yet, and what must be known to judge it.
     fn conclude(&mut self, runs: &[Run], last: &Snapshot) -> anyhow::Result<()> {
         if (runs.len() as u64) < self.args.repeat && self.stop.is_asked_for() {
-            eprintln!("exitscope: interrupted: {} of {} runs are shown", runs.len(), self.args.repeat);
+            tell(format_args!("interrupted: {} of {} runs are shown", runs.len(), self.args.repeat));
         }
         let intervals: Vec<Interval> = runs.iter().map(|(interval, _)| interval.clone()).collect();
         match runs {
@@ -280,7 +298,7 @@ impl Watch<'_> {
         }
         if self.args.separator.is_some() {
             // The values have no place for it.
-            eprintln!("{}", view::quality_of_runs(&intervals, self.context(&CpuTimes::new())));
+            tell(view::quality_of_runs(&intervals, self.context(&CpuTimes::new())));
         }
         self.wanted.all_found(&last.accounts, self.names.names())
     }
@@ -306,6 +324,11 @@ impl Watch<'_> {
     fn width(&self) -> Option<usize> {
         terminal_width().filter(|_| self.args.output.is_none())
     }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let canonical = |path: &Path| path.canonicalize().ok();
+    canonical(one).is_some_and(|path| canonical(other) == Some(path))
 }
 
 /// A moment's UTC time of day.

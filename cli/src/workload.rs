@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::output::{explain, is_broken_pipe};
+use crate::output::{explain, is_broken_pipe, tell};
 
 /// Notes Ctrl-C and requests to end, which then end the watching and not this process.
 pub struct Stop {
@@ -74,7 +74,7 @@ impl Running {
         wait(Some(&mut self), None, false, stop, || {});
         let status = self.child.wait().with_context(|| format!("cannot wait for {}", self.name))?;
         if let Some(signal) = status.signal() {
-            eprintln!("exitscope: {}: killed by signal {signal}", self.name);
+            tell(format_args!("{}: killed by signal {signal}", self.name));
             return Ok(128_u8.saturating_add(signal as u8));
         }
         Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1))
@@ -83,12 +83,9 @@ impl Running {
     /// Waits for its end, whatever has become of the watching, which is told at once: its exit status, or 1 instead of 0
     /// when the watching has failed. That nobody reads our output any more is no failure.
     pub fn finish_after(self, watched: &anyhow::Result<()>, stop: &Stop) -> anyhow::Result<u8> {
-        let failed = watched.as_ref().err().filter(|error| !is_broken_pipe(error));
-        if let Some(error) = failed {
-            eprintln!("exitscope: {}", explain(error));
-        }
+        let failed = tell_failure(watched);
         let status = self.finish(stop)?;
-        Ok(if failed.is_some() { status.max(1) } else { status })
+        Ok(if failed { status.max(1) } else { status })
     }
 
     fn forward(&mut self, signal: Signal) {
@@ -108,6 +105,23 @@ impl Running {
     /// Whether it has ended, where no descriptor tells.
     fn has_ended(&mut self) -> bool {
         self.descriptor.is_none() && matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
+    }
+}
+
+/// Tells an error, if it is one: that nobody reads our output any more is none.
+fn tell_failure(result: &anyhow::Result<()>) -> bool {
+    let failed = result.as_ref().err().filter(|error| !is_broken_pipe(error));
+    failed.inspect(|error| tell(explain(error))).is_some()
+}
+
+/// The status of a command that has ended, or 1 instead of 0 when what came after it has failed, which is told.
+pub fn as_status(after: anyhow::Result<()>, status: u8) -> anyhow::Result<u8> {
+    match status {
+        0 => after.map(|()| 0),
+        status => {
+            tell_failure(&after);
+            Ok(status)
+        }
     }
 }
 

@@ -146,8 +146,10 @@ impl Usage {
             let total = now.total.saturating_sub(before.total);
             let guest = now.guest.saturating_sub(before.guest);
             let (vms, vcpus) = now_by_pid.get(&now.pid).copied().unwrap_or_default();
-            let (_, vcpus_before) = before_by_pid.get(&now.pid).copied().unwrap_or_default();
-            let vcpus = vcpus.zip(vcpus_before).map(|(now, before)| now.saturating_sub(before));
+            let (vms_before, vcpus_before) = before_by_pid.get(&now.pid).copied().unwrap_or_default();
+            // Where a VM has come or gone, the time of its vCPUs until now, or since, is not known.
+            let vcpus = vcpus.zip(vcpus_before).filter(|_| vms == vms_before);
+            let vcpus = vcpus.map(|(now, before)| now.saturating_sub(before));
             let elsewhere = vcpus.map(|vcpus| total.saturating_sub(vcpus));
             times.insert(id, CpuTime { total, guest, elsewhere, vms });
         }
@@ -183,18 +185,20 @@ mod tests {
     fn work_that_no_vcpu_does_is_elsewhere() {
         let process = |total, guest, vcpus| Process { pid: 7, total, guest, vcpus: Some(vcpus) };
         let earlier = Usage(BTreeMap::from([(1, process(100, 10, 60)), (2, process(100, 10, 20))]));
-        let later = Usage(BTreeMap::from([
-            (1, process(190, 40, 100)),
-            (2, process(190, 40, 20)),
-            (3, process(1, 1, 1)),
-        ]));
+        let later = Usage(BTreeMap::from([(1, process(190, 40, 100)), (2, process(190, 40, 20))]));
         let times = later.since(&earlier);
-        assert_eq!(times[&1], CpuTime { total: 90, guest: 30, elsewhere: Some(49), vms: 3 });
+        assert_eq!(times[&1], CpuTime { total: 90, guest: 30, elsewhere: Some(50), vms: 2 });
         assert_eq!(times.len(), 2);
         // One vCPU's thread cannot be read: its time must not count as another's work.
-        let mut unknown = later;
+        let mut unknown = later.clone();
         unknown.0.insert(2, Process { vcpus: None, ..process(190, 40, 0) });
         assert_eq!(unknown.since(&earlier)[&1].elsewhere, None);
+        // Nor must what a VM had that has gone meanwhile, or that has come.
+        let mut fewer = later.clone();
+        fewer.0.remove(&2);
+        let mut more = later;
+        more.0.insert(3, process(1, 1, 1));
+        assert_eq!([fewer, more].map(|usage| usage.since(&earlier)[&1].elsewhere), [None; 2]);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::system::{delete_module, finit_module};
 
+use crate::output::tell;
+
 /// Its name in the kernel.
 const NAME: &str = "exitscope";
 
@@ -68,12 +70,11 @@ impl Module {
         if !self.loaded {
             return Ok(());
         }
+        // Whatever comes of it, it is tried once.
+        self.loaded = false;
         for _ in 0..ATTEMPTS {
             match delete_module(&CString::new(NAME)?, OFlags::NONBLOCK.bits() as i32) {
-                Ok(()) => {
-                    self.loaded = false;
-                    return Ok(());
-                }
+                Ok(()) => return Ok(()),
                 Err(Errno::AGAIN) => thread::sleep(Duration::from_millis(50)),
                 Err(errno) => return Err(errno).context("cannot unload the module"),
             }
@@ -85,7 +86,7 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         if let Err(error) = self.remove() {
-            eprintln!("exitscope: {error:#}");
+            tell(format_args!("{error:#}"));
         }
     }
 }

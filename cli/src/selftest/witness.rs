@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::output::tell;
+
 /// Where tracefs may be mounted.
 const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 /// Our instance.
@@ -64,7 +66,7 @@ impl Drop for Witness {
         // Where it was never started, there is nothing to stop.
         let _ = fs::write(self.instance.join(EVENT).join("trigger"), format!("!{TRIGGER}"));
         if let Err(error) = fs::remove_dir(&self.instance) {
-            eprintln!("exitscope: {} cannot be removed (rmdir it): {error}", self.instance.display());
+            tell(format_args!("{} cannot be removed (rmdir it): {error}", self.instance.display()));
         }
     }
 }

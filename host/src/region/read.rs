@@ -118,18 +118,19 @@ impl Cells {
         let [min, max] = [&from.min, &from.max].map(read);
         let lowest = bucket(min & (i64::MAX as u64));
         let end = if min > max { lowest } else { (bucket(max & (i64::MAX as u64)) + 1).min(BUCKETS) };
-        fence(Acquire);
+        // An exit's parts are added after the whole: if that has been so since before the histogram was read, they are there.
+        let mut before = from.cycles.load(Acquire);
         let counts = from.histogram.get(lowest..end).unwrap_or_default();
         let buckets = self.accounts.keep(lowest, counts.iter().map(read));
         let (mut parts, mut cycles) = ([0; 3], 0);
         for _ in 0..ATTEMPTS {
-            let before = from.cycles.load(Acquire);
             parts = [&from.user, &from.polled, &from.halted].map(read);
             fence(Acquire);
             cycles = read(&from.cycles);
             if cycles == before {
                 break;
             }
+            before = cycles;
         }
         let ([user, polled, halted], exits) = (parts, read(&from.exits));
         let account = Account { code, exits, cycles, user, polled, halted, min, max, buckets };

@@ -75,7 +75,9 @@ fn row(
         cells.push(entry.map(|vm| vm.pid.to_string()).unwrap_or_default());
     }
     if by.vcpu {
-        cells.push(subject.and_then(|subject| subject.vcpu).map(|vcpu| vcpu.to_string()).unwrap_or_default());
+        let other = if subject.is_none() && !by.vm { "other" } else { "" };
+        let vcpu = subject.and_then(|subject| subject.vcpu);
+        cells.push(vcpu.map_or(other.into(), |vcpu| vcpu.to_string()));
     }
     if by.reason {
         let name = subject.and_then(|subject| subject.reason(interval));
