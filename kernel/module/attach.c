@@ -61,7 +61,15 @@ static void notrace on_call(unsigned long ip, unsigned long parent, struct ftrac
  * One for all: with one for each function, to attach and detach takes four times as long, as ftrace waits for all CPUs
  * each time. By address: given names, ftrace compares those of all functions that it knows, which takes 13 times as long.
  */
-static struct ftrace_ops hooking = { .func = on_call, .flags = FTRACE_OPS_FL_PERMANENT };
+#define HOOKING { .func = on_call, .flags = FTRACE_OPS_FL_PERMANENT }
+static struct ftrace_ops hooking = HOOKING;
+
+/* ftrace frees the filter and keeps pointers to it: begins anew. Nobody has the hook then. */
+static void free_hooking(void)
+{
+	ftrace_free_filter(&hooking);
+	hooking = (struct ftrace_ops)HOOKING;
+}
 
 /* Kprobes that are never armed: the kernel tells modules in no other way where a function is. */
 static int find_functions(unsigned long *addresses)
@@ -96,7 +104,7 @@ static int add_hooks(void)
 	      register_ftrace_function(&hooking);
 	if (!err)
 		return 0;
-	ftrace_free_filter(&hooking);
+	free_hooking();
 	if (err == -EBUSY)
 		pr_err("ftrace is switched off: sysctl kernel.ftrace_enabled=1\n");
 	else
@@ -114,7 +122,7 @@ static void remove_hooks(void)
 		for (;;)
 			schedule_timeout_uninterruptible(MAX_SCHEDULE_TIMEOUT);
 	}
-	ftrace_free_filter(&hooking);
+	free_hooking();
 }
 
 #else

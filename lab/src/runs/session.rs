@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::emulator::{self, Machine, Vendor};
@@ -313,6 +314,9 @@ fn insert(directory: &str, module: &str, paging: Paging) -> Insert {
 
 /// Builds the kernel module, or a variant of it, if its sources are newer, and gives back its file.
 fn build_module(kernel: &Kernel, variant: Option<&str>) -> Result<PathBuf, Error> {
+    /// Builds share what they have in common: they come one after the other.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let sources = sources()?;
     let mut out = sources.join("target/module").join(&kernel.release);
     let mut command = Command::new(MAKE.find()?);
