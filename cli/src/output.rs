@@ -66,7 +66,7 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 
 /// Writes one JSON document to stdout.
 pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+    Out::Stdout.print_json(value, false)
 }
 
 /// An error and its causes, without those that the text before has already told.

@@ -85,13 +85,6 @@ fn parts(figures: &Figures, cycles: bool) -> [String; 4] {
     }
 }
 
-/// What must be known to judge an interval, as one line.
-pub fn quality_of(interval: &Interval, context: Context<'_>) -> String {
-    let Context { selection, names, origin, options, .. } = context;
-    let untimed = Rows::of(interval, selection, names, options).total.untimed();
-    quality(&Quality::of(interval, selection, names, origin, untimed))
-}
-
 /// What must be known to judge several runs, as one line.
 pub fn quality_of_runs(runs: &[Interval], context: Context<'_>) -> String {
     let Context { selection, names, options, .. } = context;

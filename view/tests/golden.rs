@@ -162,7 +162,7 @@ fn times_that_began_before() {
                 interval.accounts.begin_vcpu(vcpu, 4713, 0, 0);
             }
             add(&mut interval.accounts, 0x78, 1, ticks, [0, 0, ticks]);
-            stat::quality_of(&interval, context)
+            stat::quality_of_runs(std::slice::from_ref(&interval), context)
         })
     };
     let told = |ticks: u64| line(ticks).contains("exits began before this interval");

@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use exitscope_model::document::Context;
+use exitscope_model::document::{Context, Quality};
 use exitscope_model::interval::Interval;
 use exitscope_model::stat::{Repeated, Rows, Spread, cost, repeat};
 
-use super::{only, quality_of_runs, subject, table_of};
+use super::{only, quality, subject, table_of};
 use crate::units::{duration, grouped};
 
 /// The runs as text: for a run, exits and cost with their standard deviation.
@@ -33,7 +33,8 @@ pub fn repeated(runs: &[Interval], context: Context<'_>, width: Option<usize>) -
         table.row(only("other", context.options.by).into_iter().chain(figures(other, last, context)));
     }
     let _ = write!(out, "{}", table.fitting(width, &["MEAN", "NAME"]));
-    let _ = writeln!(out, "\n{}", quality_of_runs(runs, context));
+    let untimed = rows.iter().map(|run| run.total.untimed()).sum();
+    let _ = writeln!(out, "\n{}", quality(&Quality::of_runs(runs, context, untimed)));
     out
 }
 

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use exitscope_model::document::{Context, Figures};
+use exitscope_model::document::{Context, Figures, Quality};
 use exitscope_model::interval::Interval;
 use exitscope_model::stat::{Rows, cost};
 use exitscope_model::tally::Tally;
 
-use super::{only, parts, quality_of, subject, table_of, usage};
+use super::{only, parts, quality, subject, table_of, usage};
 use crate::text::{Table, grouped, share};
 use crate::units::{duration, rate};
 
@@ -40,7 +40,9 @@ pub fn text(interval: &Interval, context: Context<'_>, stamp: Option<&str>, widt
     if !usage.is_empty() {
         let _ = write!(out, "\n{usage}");
     }
-    let _ = writeln!(out, "{}{}", if stamp.is_none() { "\n" } else { "" }, quality_of(interval, context));
+    let Context { selection, names, origin, .. } = context;
+    let quality = quality(&Quality::of(interval, selection, names, origin, rows.total.untimed()));
+    let _ = writeln!(out, "{}{quality}", if stamp.is_none() { "\n" } else { "" });
     out
 }
 
