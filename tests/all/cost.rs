@@ -27,11 +27,15 @@ fn adds_few_instructions(vendor: Vendor) {
         added.sort_by(f64::total_cmp);
         eprintln!("{} {workload}: {added:?}, ftrace {ftrace}", vendor.name());
         assert_eq!(added.len(), if workload == "rdmsr" { 4 } else { 3 });
-        // From one VM to another KVM's own path may differ by an instruction, which is in the difference then: the
-        // limit is for most cases, and none is more than 2 % above it. Ticks are counted over a hundred exits;
-        // differences of such numbers are not exact in binary.
-        assert!(added[0] > 0.0 && added[added.len() / 2] < limit + 0.005, "{added:?}");
-        assert!(added.iter().all(|added| *added <= limit * 1.02 && *added < ftrace), "{added:?}");
+        // KVM's own path is an instruction longer for some vCPUs, whichever come where they are in memory; that is in a
+        // case's difference then. The shortest paths with and without the module, eight vCPUs' among them, differ by
+        // what it adds. Ticks are counted over a hundred exits; differences of such numbers are not exact in binary.
+        let shortest = |watch| {
+            let all = costs(watch, workload).map(|cost| cost.instructions_per_exit);
+            all.min_by(f64::total_cmp).unwrap()
+        };
+        assert!(shortest("module") - shortest("none") < limit + 0.005, "{added:?}");
+        assert!(added[0] > 0.0 && added.iter().all(|added| *added < ftrace.min(limit + 1.005)), "{added:?}");
     }
     // A guest that is not answered cannot tell our leaves from others by their time, but for an instruction of KVM's own.
     let [unanswered, other] =
