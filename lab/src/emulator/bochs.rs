@@ -19,7 +19,8 @@ use crate::error::Error;
 use crate::parts::tool::BOCHS;
 
 /// A kernel command line that boots a stock kernel in few instructions. The serial console is slow in emulated time,
-/// so only what is wrong goes there; XSAVE is wrong in Bochs 2.7 (sizes of AVX-512 state).
+/// so only what is wrong goes there. XSAVE is wrong in Bochs 2.7 (sizes of AVX-512 state); nobody reads the names of
+/// trace events' values, which cost emulated time.
 pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k cryptomgr.notests noxsave mitigations=off clearcpuid=ht,erms,fsrm,tsc_adjust intel_pstate=disable initcall_blacklist=jent_mod_init,trace_eval_init 8250.nr_uarts=1 random.trust_cpu=on lab.emulator=bochs";
 /// Memory of a machine, in MiB.
 pub const MEMORY_MIB: u32 = 768;
