@@ -114,8 +114,8 @@ struct exitscope_policy {
 /*
  * All want the device opened for writing (EBADF). EXITSCOPE_SET_POLICY: EINVAL for an unknown policy or reserved other
  * than 0, ENOENT where no live VM has that number, EFAULT. EXITSCOPE_SET_PROCESS_POLICY is for all VMs of a process,
- * those that have not exited yet included: the same, ESRCH where there is no such process, ENOSPC where too many have a policy.
- * EXITSCOPE_RESET makes what has been counted until now the baseline that readers may subtract: ENOMEM, EINTR. A reset
+ * those that have not exited yet included: the same, ESRCH where there is no such process, ENOSPC where too many have a
+ * policy. EXITSCOPE_RESET makes what has been counted until now the baseline that readers may subtract: ENOMEM, EINTR. A reset
  * and a policy that shows the whole host want CAP_SYS_ADMIN (EPERM). Anything else: ENOTTY.
  */
 #define EXITSCOPE_SET_POLICY _IOW('e', 0xe0, struct exitscope_policy)

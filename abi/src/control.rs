@@ -1,7 +1,7 @@
 //! What may be asked of `/dev/exitscope` besides reading: ioctls, for which the device must be open for writing.
 //!
-//! Errors: EBADF where it is not, EFAULT and EINVAL for a wrong argument, EPERM for a reset or the policy `host` without
-//! CAP_SYS_ADMIN, ENOTTY for any other request.
+//! Errors: EBADF where it is not, EFAULT and EINVAL for a wrong argument, EPERM without CAP_SYS_ADMIN for a reset and
+//! for a policy that shows the whole host (`host`, and the module's parameter while it is that), ENOTTY for any other request.
 
 use crate::leaf::Expose;
 use crate::region::EXPOSE_AS_MODULE;
@@ -9,9 +9,9 @@ use crate::region::EXPOSE_AS_MODULE;
 /// Sets whose exits the guest of one VM is told; the argument points to a [`Policy`]. ENOENT where no live VM has that
 /// number. It is `_IOW('e', 0xe0, struct exitscope_policy)`.
 pub const SET_POLICY: u32 = 1 << 30 | (size_of::<Policy>() as u32) << 16 | (b'e' as u32) << 8 | 0xE0;
-/// Sets whose exits the guests are told of those VMs of a process that have not exited yet; the argument points to a
-/// [`Policy`]. [`crate::region::EXPOSE_AS_MODULE`] ends that, and so does the process. ESRCH where there is no such
-/// process, ENOSPC where too many have a policy. It is `_IOW('e', 0xe2, struct exitscope_policy)`.
+/// Sets whose exits the guests of all VMs of a process are told, of those that it has and of those that it will have; the
+/// argument points to a [`Policy`]. [`crate::region::EXPOSE_AS_MODULE`] ends that, and so does the process. ESRCH where
+/// there is no such process, ENOSPC where too many have a policy. It is `_IOW('e', 0xe2, struct exitscope_policy)`.
 pub const SET_PROCESS_POLICY: u32 = SET_POLICY + 2;
 /// Makes what has been counted until now the baseline that readers may subtract; nothing is zeroed. ENOMEM where there
 /// is no room for it. It is `_IO('e', 0xe1)`.

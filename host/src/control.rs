@@ -38,8 +38,8 @@ impl Control {
         }
     }
 
-    /// Sets whose exits the guests of a process are told: of the VMs that it has, and as long as it lives, of those that it will have;
-    /// `None` leaves that to the module's parameter. False when there is no such process.
+    /// Sets whose exits the guests of a process are told: of the VMs that it has, and as long as it lives, of those that
+    /// it will have; `None` leaves that to the module's parameter. False when there is no such process.
     pub fn set_process_policy(&self, pid: u32, expose: Option<Expose>) -> Result<bool, Error> {
         let policy = Policy::new(pid.into(), expose);
         // SAFETY: the request reads a `Policy`.

@@ -320,11 +320,6 @@ static int region_open(struct inode *inode, struct file *file)
 	return 0;
 }
 
-static long set_policy(const struct exitscope_policy *policy)
-{
-	return exitscope_set_policy(policy->vm, policy->expose);
-}
-
 /* By the number that the process has for the caller. */
 static long set_process_policy(const struct exitscope_policy *policy)
 {
@@ -346,7 +341,9 @@ static long change_policy(unsigned int request, const void __user *argument)
 		return -EINVAL;
 	if (exitscope_shows_host(policy.expose) && !capable(CAP_SYS_ADMIN))
 		return -EPERM;
-	return request == EXITSCOPE_SET_POLICY ? set_policy(&policy) : set_process_policy(&policy);
+	if (request == EXITSCOPE_SET_PROCESS_POLICY)
+		return set_process_policy(&policy);
+	return exitscope_set_policy(policy.vm, policy.expose);
 }
 
 static long reset(void)

@@ -23,8 +23,9 @@ pub extern "C" fn exitscope_set_policy(id: u64, expose: u32) -> c_int {
     }
 }
 
-/// Sets that of the VMs of a process, which has this number in the initial PID namespace: those that it has, and those that it
-/// will have. 0, then the reference to `pid` is the module's; else -EINVAL, or -ENOSPC where too many processes have one.
+/// Sets that of the VMs of a process, which has this number in the initial PID namespace: those that it has, and those
+/// that it will have. 0, then the reference to `pid` is the module's; else -EINVAL, or -ENOSPC where too many processes
+/// have one.
 #[unsafe(no_mangle)]
 pub extern "C" fn exitscope_set_process_policy(pid: *const c_void, number: u32, expose: u32) -> c_int {
     let Some(expose) = to_policy(expose) else { return -EINVAL };
@@ -82,8 +83,8 @@ fn for_each_word(mut work: impl FnMut(&mut Registry, &'static Slot, usize) -> Op
     })
 }
 
-/// Sets whose exits the guests of some live VMs are told; `None` leaves that to the module's parameter. Whether there are
-/// such VMs.
+/// Sets whose exits the guests of some live VMs are told; `None` leaves that to the module's parameter. Whether there
+/// are such VMs.
 fn set_where(expose: Option<Expose>, wanted: impl Fn(&VmLocked) -> bool) -> bool {
     let set = |slot: &Slot| {
         let vm = slot.vm();
@@ -98,9 +99,9 @@ fn set_where(expose: Option<Expose>, wanted: impl Fn(&VmLocked) -> bool) -> bool
     slots().filter(|slot| with_lock(|_| set(slot))).count() > 0
 }
 
-/// Copies every account to its baseline, a word of a vCPU's accounts after the other, so that interrupts are not off for
-/// long. False where memory is short, of which some is left for vCPUs that are new; then nothing has changed for readers.
-/// One call at a time.
+/// Copies every account to its baseline, a word of a vCPU's accounts after the other, so that interrupts are not off
+/// for long. False where memory is short, of which some is left for vCPUs that are new; then nothing has changed for
+/// readers. One call at a time.
 fn reset() -> bool {
     let mut missing = 0;
     let _ = for_each_word(|_, slot, word| {

@@ -265,7 +265,8 @@ fn set_current(slot: &'static Slot) {
     }
 }
 
-/// Records a query of one of our leaves, unless the guest is not to be answered.
+/// Records a query of one of our leaves that is to be answered, unless KVM emulates it for a nested guest, or the guest's
+/// registers are not KVM's to change.
 ///
 /// # Safety
 /// `vcpu` is alive and this is the handler of its event.
@@ -273,7 +274,7 @@ unsafe fn note_query(slot: &Slot, vcpu: *mut c_void, isa: Isa) {
     // SAFETY: as the caller promises.
     unsafe {
         let mode = Mode::of(vcpu);
-        if slot.vm().expose() == Expose::Off || ffi::vcpu_is_protected(vcpu).read() || mode.is_nested() {
+        if ffi::vcpu_is_protected(vcpu).read() || mode.is_nested() {
             return;
         }
         let [leaf, sub_leaf] = [gpr::RAX, gpr::RCX].map(|number| gpr(vcpu, number).read() as u32);
