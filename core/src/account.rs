@@ -11,17 +11,36 @@ pub const EXTRA_CODES: usize = 8;
 /// Places in a vCPU's [`Table`].
 pub const SLOTS: usize = MAX_REASONS + EXTRA_CODES;
 
+/// How counters are referred to: the module has references, an eBPF program numbers that it makes references of anew.
+pub trait Account: Copy {
+    /// The counters.
+    fn counters(&self) -> &Counters;
+
+    /// As [`bucket`], which is too dear where there is no instruction for it.
+    #[inline]
+    fn bucket(cycles: u64) -> usize {
+        bucket(cycles)
+    }
+}
+
+impl Account for &Counters {
+    #[inline]
+    fn counters(&self) -> &Counters {
+        self
+    }
+}
+
 /// Where a vCPU keeps its counters: [`SLOTS`] places, each empty until its reason is first seen.
-pub trait Table<'a> {
+pub trait Table<A: Account> {
     /// The counters at a place; `None` where there are none or no such place.
-    fn get(&self, place: usize) -> Option<&'a Counters>;
+    fn get(&self, place: usize) -> Option<A>;
 }
 
 /// What [`locate`] found.
 #[derive(Clone, Copy, Debug)]
-pub enum Place<'a> {
+pub enum Place<A> {
     /// These counters.
-    Found(&'a Counters),
+    Found(A),
     /// None yet, and this is where they belong.
     Empty(usize),
     /// None, and no place is left: the overflow counters take it.
@@ -30,10 +49,10 @@ pub enum Place<'a> {
 
 /// Finds the counters of an exit reason, or where they belong.
 #[inline]
-pub fn locate<'a>(table: &impl Table<'a>, isa: Isa, code: u32) -> Place<'a> {
+pub fn locate<A: Account>(table: &impl Table<A>, isa: Isa, code: u32) -> Place<A> {
     match isa.dense(code) {
         Some(place) => match table.get(place) {
-            Some(counters) => Place::Found(counters),
+            Some(account) => Place::Found(account),
             None => Place::Empty(place),
         },
         None => locate_extra(table, code),
@@ -41,12 +60,12 @@ pub fn locate<'a>(table: &impl Table<'a>, isa: Isa, code: u32) -> Place<'a> {
 }
 
 #[cold]
-fn locate_extra<'a>(table: &impl Table<'a>, code: u32) -> Place<'a> {
+fn locate_extra<A: Account>(table: &impl Table<A>, code: u32) -> Place<A> {
     for place in MAX_REASONS..SLOTS {
         match table.get(place) {
             None => return Place::Empty(place),
-            Some(counters) if counters.head.code.load(Relaxed) == code => {
-                return Place::Found(counters);
+            Some(account) if account.counters().head.code.load(Relaxed) == code => {
+                return Place::Found(account);
             }
             Some(_) => {}
         }
@@ -61,13 +80,13 @@ fn locate_extra<'a>(table: &impl Table<'a>, code: u32) -> Place<'a> {
 /// record of its own, which takes the time of each part. The fast path pays nothing for that: the next entry finds no
 /// exit open, and takes the slow path.
 #[derive(Debug)]
-pub struct Timer<'a> {
+pub struct Timer<A> {
     /// The counters of the last exit.
-    open: &'a Counters,
+    open: A,
     /// Time stamp of the last exit; [`CLOSED`] or [`SPLIT`] when it is not open.
     since: u64,
     /// The last exit that was split; valid while `since` is [`SPLIT`].
-    split: Option<SplitExit<'a>>,
+    split: Option<SplitExit<A>>,
 }
 
 /// No exit is open. Time stamps are less than this for centuries, so the test for a clock that goes backwards finds a
@@ -78,8 +97,8 @@ const SPLIT: u64 = CLOSED | 1;
 
 /// An exit that waits for its entry, with the time of its parts so far.
 #[derive(Clone, Copy, Debug)]
-struct SplitExit<'a> {
-    counters: &'a Counters,
+struct SplitExit<A> {
+    account: A,
     since: u64,
     user: u64,
     polled: u64,
@@ -99,9 +118,9 @@ pub enum EntryKind {
     Unannounced,
 }
 
-impl<'a> Timer<'a> {
+impl<A: Account> Timer<A> {
     /// A timer with no exit open; it does not touch these counters.
-    pub const fn new(any: &'a Counters) -> Self {
+    pub const fn new(any: A) -> Self {
         Self { open: any, since: CLOSED, split: None }
     }
 
@@ -109,9 +128,9 @@ impl<'a> Timer<'a> {
     ///
     /// An exit that was still open stays without a duration: KVM has re-entered without an entry event.
     #[inline]
-    pub fn exit(&mut self, counters: &'a Counters, now: u64) {
-        add(&counters.exits, 1);
-        self.open = counters;
+    pub fn exit(&mut self, account: A, now: u64) {
+        add(&account.counters().exits, 1);
+        self.open = account;
         self.since = now;
     }
 
@@ -121,7 +140,7 @@ impl<'a> Timer<'a> {
     pub fn entry(&mut self, now: u64) -> bool {
         let Some(cycles) = elapsed(self.since, now) else { return false };
         self.since = CLOSED;
-        record(self.open, cycles);
+        record(&self.open, cycles);
         true
     }
 
@@ -139,18 +158,19 @@ impl<'a> Timer<'a> {
         let user = exit.user.min(cycles);
         let polled = exit.polled.min(cycles - user);
         let halted = exit.halted.min(cycles - user - polled);
-        record(exit.counters, cycles);
-        add(&exit.counters.user, user);
-        add(&exit.counters.polled, polled);
-        add(&exit.counters.halted, halted);
+        record(&exit.account, cycles);
+        let counters = exit.account.counters();
+        add(&counters.user, user);
+        add(&counters.polled, polled);
+        add(&counters.halted, halted);
         EntryKind::Timed
     }
 
     /// Splits the open exit, so that the next entry takes the slow path.
     pub fn split(&mut self) {
         if self.since < CLOSED {
-            let (counters, since) = (self.open, self.since);
-            self.split = Some(SplitExit { counters, since, user: 0, polled: 0, halted: 0, user_since: None });
+            let (account, since) = (self.open, self.since);
+            self.split = Some(SplitExit { account, since, user: 0, polled: 0, halted: 0, user_since: None });
             self.since = SPLIT;
         }
     }
@@ -184,12 +204,12 @@ impl<'a> Timer<'a> {
         self.since == SPLIT
     }
 
-    fn split_exit(&mut self) -> Option<&mut SplitExit<'a>> {
+    fn split_exit(&mut self) -> Option<&mut SplitExit<A>> {
         self.split.as_mut().filter(|_| self.since == SPLIT)
     }
 }
 
-impl SplitExit<'_> {
+impl<A> SplitExit<A> {
     fn enter_from_user(&mut self, now: u64) {
         let cycles = self.user_since.take().and_then(|since| elapsed(since, now));
         self.user = self.user.saturating_add(cycles.unwrap_or(0));
@@ -206,7 +226,8 @@ fn elapsed(since: u64, now: u64) -> Option<u64> {
 
 /// Records the duration of an exit.
 #[inline]
-fn record(counters: &Counters, cycles: u64) {
+fn record<A: Account>(account: &A, cycles: u64) {
+    let counters = account.counters();
     add(&counters.cycles, cycles);
     if cycles < counters.min.load(Relaxed) {
         counters.min.store(cycles, Relaxed);
@@ -214,7 +235,7 @@ fn record(counters: &Counters, cycles: u64) {
     if cycles > counters.max.load(Relaxed) {
         counters.max.store(cycles, Relaxed);
     }
-    if let Some(count) = counters.histogram.get(bucket(cycles)) {
+    if let Some(count) = counters.histogram.get(A::bucket(cycles)) {
         add(count, 1);
     }
 }
@@ -271,7 +292,7 @@ mod tests {
     #[derive(Default)]
     struct Grown(Vec<Option<&'static Counters>>);
 
-    impl Table<'static> for Grown {
+    impl Table<&'static Counters> for Grown {
         fn get(&self, place: usize) -> Option<&'static Counters> {
             self.0.get(place).copied().flatten()
         }
@@ -282,7 +303,7 @@ mod tests {
         isa: Isa,
         table: Grown,
         overflow: &'static Counters,
-        timer: Timer<'static>,
+        timer: Timer<&'static Counters>,
     }
 
     impl Vcpu {

@@ -27,6 +27,6 @@ mod answer;
 pub mod btf;
 mod sum;
 
-pub use account::{EXTRA_CODES, EntryKind, Place, SLOTS, Table, Timer, absorb, copy, locate};
+pub use account::{Account, EXTRA_CODES, EntryKind, Place, SLOTS, Table, Timer, absorb, copy, locate};
 pub use answer::{Accounts, Setting, answer};
 pub use sum::Sum;

@@ -60,7 +60,7 @@ struct Accounts<'a> {
     used: [bool; 3],
 }
 
-impl<'a> Table<'a> for Accounts<'a> {
+impl<'a> Table<&'a Counters> for Accounts<'a> {
     fn get(&self, place: usize) -> Option<&'a Counters> {
         if let Some(extra) = place.checked_sub(MAX_REASONS)
             && let Some(taken) = self.taken.get(extra)
@@ -80,7 +80,7 @@ fn place_of(index: usize) -> usize {
 /// The real thing.
 struct Real<'a> {
     accounts: Accounts<'a>,
-    timer: Timer<'a>,
+    timer: Timer<&'a Counters>,
 }
 
 impl<'a> Real<'a> {

@@ -8,7 +8,7 @@ use crate::ffi::{self, HaltStats, Mode};
 
 /// State that belongs to the handlers of a vCPU's own events, of which one runs at a time.
 pub struct Clock {
-    pub timer: Timer<'static>,
+    pub timer: Timer<&'static Counters>,
     /// The query of one of our leaves that is pending.
     pub query: Option<CpuidQuery>,
     /// The halt, or other blocking, that has begun.

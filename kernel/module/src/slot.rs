@@ -60,7 +60,7 @@ pub struct Slot {
 // vCPU; the rest is atomic, as CPUs may look at a slot that is being given to another vCPU.
 unsafe impl Sync for Slot {}
 
-impl Table<'static> for Slot {
+impl Table<&'static Counters> for Slot {
     #[inline]
     fn get(&self, place: usize) -> Option<&'static Counters> {
         // SAFETY: a place is null or counters of the region, which live until `stop`.
