@@ -5,6 +5,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod bpf;
 pub mod control;
 pub mod flat;
 pub mod leaf;
