@@ -295,4 +295,4 @@ fn cast(kernel: &Types<'_>, numbers: &mut BTreeMap<&'static str, u64>) -> Option
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -48,7 +48,7 @@ fn access(path: &Path) -> impl FnOnce(io::Error) -> Error {
 #[derive(Debug)]
 pub struct Pinned {
     cells: OwnedFd,
-    vendor: Option<Vendor>,
+    pub(super) vendor: Option<Vendor>,
 }
 
 impl Bpf {
@@ -61,7 +61,7 @@ impl Bpf {
         self.pin_in(Path::new(DIRECTORY))
     }
 
-    fn pin_in(&self, directory: &Path) -> Result<(), Error> {
+    pub(super) fn pin_in(&self, directory: &Path) -> Result<(), Error> {
         match fs::DirBuilder::new().mode(0o700).create(directory) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Error::Exists),
             result => result.map_err(access(directory))?,
@@ -92,7 +92,7 @@ pub fn unpin() -> Result<bool, Error> {
     unpin_in(Path::new(DIRECTORY))
 }
 
-fn unpin_in(directory: &Path) -> Result<bool, Error> {
+pub(super) fn unpin_in(directory: &Path) -> Result<bool, Error> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         entries => entries.map_err(access(directory))?,
@@ -120,7 +120,7 @@ impl Pinned {
         Self::open_in(Path::new(DIRECTORY))
     }
 
-    fn open_in(directory: &Path) -> Result<Option<Self>, Error> {
+    pub(super) fn open_in(directory: &Path) -> Result<Option<Self>, Error> {
         let path = directory.join(CELLS);
         let cells = match sys::open_pinned(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -157,7 +157,7 @@ fn vendor_of(name: &str) -> Option<Vendor> {
 }
 
 /// Mounts a bpffs unless there is one.
-fn mount_bpffs(at: &Path) -> Result<(), Error> {
+pub(super) fn mount_bpffs(at: &Path) -> Result<(), Error> {
     let kind = statfs(at).map_err(|errno| access(at)(errno.into()))?.f_type;
     if kind as u64 == MAGIC {
         return Ok(());

@@ -28,8 +28,6 @@ pub const ARRAY: u32 = 2;
 pub const READ_ONLY: u32 = 1 << 7;
 /// `BPF_F_MMAPABLE`: processes may map it.
 pub const MAPPABLE: u32 = 1 << 10;
-/// `BPF_F_RDONLY`: a descriptor for reading.
-const FOR_READING: u32 = 1 << 3;
 /// Bytes of a name, and the zero after it.
 const NAME: usize = 16;
 /// What the names of our maps and programs begin with.
@@ -410,11 +408,11 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(command::OBJ_PIN, &mut attributes) }.map(drop)
 }
 
-/// Opens what has a name in a bpffs, for reading.
+/// Opens what has a name in a bpffs: for reading and writing, as what is opened for reading only cannot be mapped.
 pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attributes =
-        PathAttributes { pathname: address(path.to_bytes_with_nul()), bpf_fd: 0, file_flags: FOR_READING };
+        PathAttributes { pathname: address(path.to_bytes_with_nul()), bpf_fd: 0, file_flags: 0 };
     // SAFETY: the path ends in a zero, and is only read. The kernel makes a descriptor.
     unsafe { open(command::OBJ_GET, &mut attributes) }
 }
