@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use exitscope_abi::region::Header;
+use exitscope_core::btf::{Kind, Types};
 
 use super::facts::tests::{Oddity, machine};
 use super::made::{CALL_0, EXIT, Made, load, op};
@@ -95,6 +96,51 @@ fn the_verifiers_words_come_through() {
     made.function("program", program, 0, 16);
     let error = Bpf::load_object(&made.bytes(), root.path(), FEWEST_CELLS).unwrap_err().to_string();
     assert!(error.contains("sched_switch") && error.contains("R3 !read_ok"), "{error}");
+}
+
+#[test]
+fn programs_go_to_typed_tracepoints_and_functions() {
+    if let Some(reason) = lacks() {
+        return eprintln!("skipped: {reason}");
+    }
+    let Ok(types) = std::fs::read("/sys/kernel/btf/vmlinux") else {
+        return eprintln!("skipped: this kernel does not tell its types");
+    };
+    let types = Types::read(&types, &[]).unwrap();
+    let code = |instructions: &[[u8; 8]]| {
+        let mut made = Made::new();
+        let program = made.code("raw_tp/x", instructions);
+        made.function("program", program, 0, instructions.len() * 8);
+        made.bytes()
+    };
+    let nothing = code(&[op(0xb7, 0, 0, 0), EXIT]);
+    for (kind, of, name, event) in [
+        (object::Kind::TypedTracepoint, Kind::Typedef, "btf_trace_sched_switch", "sched_switch"),
+        (object::Kind::Function, Kind::Function, "vfs_read", "vfs_read"),
+    ] {
+        let Some(number) = types.number_of(of, name) else {
+            eprintln!("skipped: this kernel has no {name}");
+            continue;
+        };
+        let root = machine("kvm_amd", Oddity::None);
+        let btf = Btf::read(root.path()).unwrap();
+        let facts = Facts::prove(&btf).unwrap();
+        let object = Object::parse(&nothing).unwrap();
+        let loader = Loader::new(&object, &facts, FEWEST_CELLS, btf.vendor()).unwrap();
+        let code = object.link(&object.programs()[0], &loader).unwrap();
+        let target = sys::Target { kind, event, number, types: None };
+        let attached = sys::load(target, &code)
+            .map_err(|refusal| Error::of_refusal(event, refusal))
+            .and_then(|program| {
+                sys::attach(target, program.as_fd()).map_err(|source| Error::of_attach(event, source))
+            });
+        match attached {
+            Ok(_) => {}
+            // Kernels without ftrace, or where functions are not to be traced, refuse this.
+            Err(error) if kind == object::Kind::Function => eprintln!("skipped: {error}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 #[test]
