@@ -62,6 +62,17 @@ pub struct Types<'a> {
     marks: [u32; MARKS],
 }
 
+/// What may have a number that the kernel asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A function.
+    Function,
+    /// A structure.
+    Structure,
+    /// Another name of a type.
+    Typedef,
+}
+
 /// The types of a name.
 #[derive(Debug)]
 pub struct Root<'a> {
@@ -187,6 +198,30 @@ impl<'a> Types<'a> {
             .map(|constant| word(constant, 4));
         let first = values.next()??;
         values.all(|value| value == Some(first)).then_some(first)
+    }
+
+    /// The number of the one type that is of a kind and has a name: the module's, if it has such a type. `None` where
+    /// there is none, or more than one.
+    pub fn number_of(&self, kind: Kind, name: &str) -> Option<u32> {
+        let kind = match kind {
+            Kind::Function => kind::FUNC,
+            Kind::Structure => kind::STRUCT,
+            Kind::Typedef => kind::TYPEDEF,
+        };
+        for (blob, first) in [(self.module, self.first), (self.kernel, 1)] {
+            let numbered = (first..).zip(blob.types());
+            let mut found =
+                numbered.filter(|(_, found)| found.kind == kind && self.is_named(found.name, name));
+            if let Some((number, _)) = found.next() {
+                return found.next().is_none().then_some(number);
+            }
+        }
+        None
+    }
+
+    /// Whether a type is the module's own, and not the kernel's.
+    pub fn is_of_module(&self, number: u32) -> bool {
+        number >= self.first
     }
 
     /// What an expression may begin with, by its name; found once for many expressions, as this takes longest.
@@ -329,3 +364,5 @@ fn parameter(function: Type<'_>, index: usize) -> Option<u32> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod writer;

@@ -18,10 +18,16 @@ pub fn advice(root: &Path) -> String {
     }
 }
 
+/// The levels of lockdown, the present one in brackets; empty where there are none.
+pub(crate) fn level(root: &Path) -> String {
+    let text = fs::read(root.join("sys/kernel/security/lockdown")).unwrap_or_default();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Why modules need a signer that the machine knows; `None` where they do not, or nothing tells.
 pub(crate) fn reason(root: &Path) -> Option<&'static str> {
     let read = |path: &str| fs::read(root.join(path)).unwrap_or_default();
-    let lockdown = String::from_utf8_lossy(&read("sys/kernel/security/lockdown")).into_owned();
+    let lockdown = level(root);
     if lockdown.contains('[') && !lockdown.contains("[none]") {
         Some("this kernel is locked down")
     } else if read("sys/module/module/parameters/sig_enforce").starts_with(b"Y") {

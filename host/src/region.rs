@@ -1,9 +1,13 @@
-//! Reads the kernel module's counters from `/dev/exitscope`: one mapping, no system call per vCPU.
+//! Reads the counters of the kernel module (`/dev/exitscope`) or of eBPF programs (an array): one mapping, no system
+//! call per vCPU.
 
 mod read;
 
+pub(crate) use read::view;
+
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
@@ -82,7 +86,7 @@ pub struct Region {
     base: NonNull<Header>,
     /// Bytes of the mapping.
     length: usize,
-    /// Whether the module is behind it, which writes to it: a copy in a file has no writer to wait for.
+    /// Whether someone writes to it, the module or eBPF programs: a copy in a file has no writer to wait for.
     live: bool,
 }
 
@@ -132,8 +136,23 @@ impl Region {
         if length < CELL_SIZE {
             return Err(access(io::ErrorKind::UnexpectedEof.into()));
         }
+        Self::map(path, file.as_fd(), length, live)
+    }
+
+    /// Maps the array of eBPF programs, which has this length in bytes; `path` is what errors call it.
+    pub fn of_map(path: &Path, map: BorrowedFd<'_>, length: usize) -> Result<Self, Error> {
+        if length < CELL_SIZE {
+            let source = io::ErrorKind::UnexpectedEof.into();
+            return Err(Error::Access { path: path.into(), source });
+        }
+        Self::map(path, map, length, true)
+    }
+
+    /// Maps what has a cell at least.
+    fn map(path: &Path, from: BorrowedFd<'_>, length: usize, live: bool) -> Result<Self, Error> {
+        let access = |source| Error::Access { path: path.into(), source };
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &file, 0) }
+        let base = unsafe { mmap(ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, from, 0) }
             .map_err(|errno| access(errno.into()))?;
         let base = NonNull::new(base.cast()).ok_or_else(|| access(io::ErrorKind::AddrNotAvailable.into()))?;
         let region = Self { base, length, live };
@@ -146,14 +165,14 @@ impl Region {
     }
 
     fn header(&self) -> &Header {
-        // SAFETY: page 0 exists as long as the module is loaded, and the mapping keeps it loaded. A file has a cell
-        // at least.
+        // SAFETY: page 0 exists as long as the module is loaded, and the mapping keeps it loaded. A file and an array
+        // have a cell at least.
         unsafe { self.base.as_ref() }
     }
 
     fn cells(&self) -> impl ExactSizeIterator<Item = &Counters> {
         let count = self.header().cells.load(Acquire) as usize;
-        // SAFETY: the module says that these cells exist, or the file has them, and they are within the mapping;
+        // SAFETY: the module says that these cells exist, or the file or array has them, and they are within the mapping;
         // Counters is all atomics, valid for whatever a cell holds.
         (1..count.min(self.length / CELL_SIZE)).map(|number| unsafe { self.base.cast().add(number).as_ref() })
     }
@@ -179,7 +198,7 @@ impl Region {
         let (first, count) = (header.schema.load(Relaxed), header.schema_cells.load(Relaxed));
         let cells = self.cells().skip(first.saturating_sub(1) as usize).take(count as usize);
         let schemas = cells.filter(|cell| cell.head.kind.load(Acquire) == kind::SCHEMA);
-        let words = schemas.flat_map(|cell| &read::view::<Schema>(cell).fields);
+        let words = schemas.flat_map(|cell| &view::<Schema>(cell).fields);
         words
             .map(|words| Field::from_words(words.each_ref().map(|word| word.load(Relaxed))))
             .filter(Field::is_some)
@@ -207,7 +226,7 @@ impl Region {
             cell.head.kind.load(Acquire) == kind::VM && cell.head.state.load(Relaxed) == state::LIVE
         };
         let number = |cell: &Counters| {
-            let vm: &VmCell = read::view(cell);
+            let vm: &VmCell = view(cell);
             (vm.id.load(Relaxed), vm.pid.load(Relaxed))
         };
         self.steadily(|| self.cells().filter(live).map(number).collect())

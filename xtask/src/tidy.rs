@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("exitscope-bpf", &["abi", "core"]),
     ("exitscope-model", &["abi"]),
     ("exitscope-caps", &["abi"]),
-    ("exitscope-host", &["abi", "model"]),
+    ("exitscope-host", &["abi", "core", "model"]),
     ("exitscope-view", &["abi", "caps", "model"]),
     ("exitscope-guest", &["abi"]),
     ("exitscope-vmm", &["abi"]),

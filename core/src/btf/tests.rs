@@ -7,62 +7,8 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
+use super::writer::Writer;
 use super::*;
-
-/// Writes BTF.
-#[derive(Default)]
-struct Writer {
-    types: Vec<u32>,
-    strings: Vec<u8>,
-    /// Strings and types of what this goes on from.
-    before: (u32, u32),
-    count: u32,
-}
-
-impl Writer {
-    fn new() -> Self {
-        Self { strings: [0].into(), ..Self::default() }
-    }
-
-    fn on(kernel: &Self) -> Self {
-        Self { before: (kernel.strings.len() as u32, kernel.count), ..Self::default() }
-    }
-
-    fn name(&mut self, name: &str) -> u32 {
-        if name.is_empty() {
-            return 0;
-        }
-        let at = self.before.0 + self.strings.len() as u32;
-        self.strings.extend(name.bytes().chain([0]));
-        at
-    }
-
-    fn add(&mut self, name: &str, kind: u32, count: usize, detail: u32, data: &[u32]) -> u32 {
-        let name = self.name(name);
-        self.types.extend([name, kind << 24 | count as u32, detail]);
-        self.types.extend(data);
-        self.count += 1;
-        self.before.1 + self.count
-    }
-
-    /// A structure or union of members: name, type, offset in bits.
-    fn members(&mut self, kind: u32, name: &str, size: u32, members: &[(&str, u32, u32)]) -> u32 {
-        let data: Vec<u32> =
-            members.iter().flat_map(|(name, number, bits)| [self.name(name), *number, *bits]).collect();
-        self.add(name, kind, members.len(), size, &data)
-    }
-
-    fn structure(&mut self, name: &str, size: u32, members: &[(&str, u32, u32)]) -> u32 {
-        self.members(kind::STRUCT, name, size, members)
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let types = (self.types.len() * 4) as u32;
-        let header = [0x01_eb9f, HEADER as u32, 0, types, types, self.strings.len() as u32];
-        let words = header.iter().chain(&self.types).flat_map(|word| word.to_le_bytes());
-        words.chain(self.strings.iter().copied()).collect()
-    }
-}
 
 /// A small kernel, and a module of it that knows a vCPU.
 fn example() -> (Vec<u8>, Vec<u8>) {
@@ -173,6 +119,31 @@ fn a_type_that_is_not_understood_makes_all_uncertain() {
     assert!(Types::read(&known, &[]).is_some());
     kernel.add("new", kind::ENUM64 + 1, 0, 0, &[]);
     assert!(Types::read(&kernel.bytes(), &[]).is_none());
+}
+
+#[test]
+fn numbers_are_those_of_the_order() {
+    let (kernel, module) = example();
+    let types = Types::read(&kernel, &module).unwrap();
+    for (kind, name, number) in [
+        (Kind::Structure, "built_in", Some(6)),
+        (Kind::Structure, "kvm_vcpu_arch", Some(6 + 3)),
+        (Kind::Structure, "kvm_vcpu", Some(6 + 6)),
+        (Kind::Function, "destroy", Some(6 + 10)),
+        (Kind::Typedef, "btf_trace_exit", Some(6 + 12)),
+        (Kind::Typedef, "pid_t", Some(3)),
+        (Kind::Typedef, "destroy", None),
+        (Kind::Function, "btf_trace_exit", None),
+        (Kind::Structure, "twice", None),
+        (Kind::Structure, "kvm", None),
+        (Kind::Function, "", None),
+    ] {
+        assert_eq!(types.number_of(kind, name), number, "{name}");
+    }
+    assert!(types.is_of_module(7) && !types.is_of_module(6));
+    let alone = Types::read(&kernel, &[]).unwrap();
+    assert_eq!(alone.number_of(Kind::Structure, "built_in"), Some(6));
+    assert_eq!(alone.number_of(Kind::Structure, "kvm_vcpu"), None);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, fence};
 use exitscope_abi::leaf::Expose;
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
-    BUCKETS, CELL_SIZE, Counters, EXPOSE_AS_MODULE, Schema, VcpuCell, VmCell, bucket, kind, state,
+    BUCKETS, CELL_SIZE, Counters, EXPOSE_AS_MODULE, Header, Schema, VcpuCell, VmCell, bucket, kind, state,
 };
 use exitscope_model::OVERFLOW;
 use exitscope_model::accounts::{Account, Accounts, RETIRED};
@@ -274,6 +274,7 @@ pub fn view<T: Small>(cell: &Counters) -> &T {
 
 /// The structures that [`view`] may give.
 pub trait Small {}
+impl Small for Header {}
 impl Small for VmCell {}
 impl Small for VcpuCell {}
 impl Small for Schema {}
