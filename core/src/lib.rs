@@ -25,8 +25,10 @@
 mod account;
 mod answer;
 pub mod btf;
+mod halt;
 mod sum;
 
 pub use account::{Account, EXTRA_CODES, EntryKind, Place, SLOTS, Table, Timer, absorb, copy, locate};
 pub use answer::{Accounts, Setting, answer};
+pub use halt::{Halt, HaltStats};
 pub use sum::Sum;

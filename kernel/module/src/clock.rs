@@ -2,9 +2,9 @@
 
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::Counters;
-use exitscope_core::Timer;
+use exitscope_core::{Halt, HaltStats, Timer};
 
-use crate::ffi::{self, HaltStats, Mode};
+use crate::ffi::{self, Mode};
 
 /// State that belongs to the handlers of a vCPU's own events, of which one runs at a time.
 pub struct Clock {
@@ -23,14 +23,6 @@ pub struct CpuidQuery {
     pub sub_leaf: u32,
     /// What the vCPU runs.
     pub mode: Mode,
-}
-
-/// A halt of a vCPU that has begun, or other blocking.
-#[derive(Clone, Copy, Debug)]
-pub struct Halt {
-    pub since: u64,
-    /// KVM's statistics at its start, where KVM times it itself; `None` for other blocking.
-    pub before: Option<HaltStats>,
 }
 
 /// What a timer refers to before its first exit; never written.
@@ -56,11 +48,9 @@ impl Clock {
 
     /// Adds a halt that has begun to the open exit; `stats` asks for KVM's statistics as they are at its end.
     pub fn end_halt(&mut self, now: u64, stats: impl FnOnce() -> HaltStats) {
-        let Some(Halt { since, before }) = self.halt.take() else { return };
-        let Some(before) = before else { return self.timer.halt(0, now.saturating_sub(since)) };
-        let after = stats();
-        let polled = ticks(after.polled.saturating_sub(before.polled));
-        self.timer.halt(polled, ticks(after.waited.saturating_sub(before.waited)));
+        let Some(halt) = self.halt.take() else { return };
+        let [polled, halted] = halt.end(now, stats, ticks);
+        self.timer.halt(polled, halted);
     }
 }
 

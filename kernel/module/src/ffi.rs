@@ -5,6 +5,8 @@ use core::ffi::{c_char, c_int, c_ulong, c_void};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
+use exitscope_core::HaltStats;
+
 /// errno values used here, as in `<linux/errno.h>`.
 pub const EPERM: c_int = 1;
 /// No memory.
@@ -15,16 +17,6 @@ pub const ENOSPC: c_int = 28;
 pub const ENOENT: c_int = 2;
 /// Invalid argument.
 pub const EINVAL: c_int = 22;
-
-/// Time of halts, in ns; `struct exitscope_halt` in `shim.h`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct HaltStats {
-    /// Halt polling, whether it found a wake-up or not.
-    pub polled: u64,
-    /// The vCPU's thread slept.
-    pub waited: u64,
-}
 
 unsafe extern "C" {
     /// Not a variable: its *address* is the offset of the VMCB pointer in KVM's `struct vcpu_svm`, of which a vCPU
@@ -72,7 +64,7 @@ unsafe extern "C" {
     pub fn exitscope_current_process() -> u32;
     /// The thread that runs, in the initial PID namespace.
     pub fn exitscope_current_thread() -> u32;
-    /// How long a vCPU has been halted in its life, as KVM has measured it.
+    /// How long a vCPU has been halted in its life, as KVM has measured it; `struct exitscope_halt` in `shim.h`.
     pub fn exitscope_vcpu_halt_stats(vcpu: *mut c_void) -> HaltStats;
     /// The module's parameter `pages`.
     pub fn exitscope_most_pages() -> u32;

@@ -13,9 +13,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use exitscope_abi::leaf::{Expose, Registers};
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::Counters;
-use exitscope_core::{EntryKind, Setting, Table, answer};
+use exitscope_core::{EntryKind, Halt, Setting, Table, answer};
 
-use crate::clock::{CpuidQuery, Halt};
+use crate::clock::CpuidQuery;
 use crate::ffi::{self, Mode};
 use crate::registry::{counters, enroll, find_locked, find_same};
 use crate::setting;
@@ -239,7 +239,7 @@ unsafe fn begin_halt(vcpu: *mut c_void, halts: bool) {
         // No instruction that KVM has completed lets a vCPU block, but a reset (INIT) does.
         clock.query = None;
         let before = if halts { Some(ffi::exitscope_vcpu_halt_stats(vcpu)) } else { None };
-        clock.halt.get_or_insert(Halt { since: _rdtsc(), before });
+        clock.halt.get_or_insert(Halt::new(_rdtsc(), before));
     }
 }
 

@@ -1,0 +1,157 @@
+//! eBPF programs that count every VM exit into the region that the kernel module fills on other hosts: the same cells, the
+//! same accounting (`exitscope_core`), without a module. One object for all kernels and both vendors; the loader
+//! (`host/src/bpf.rs`) writes into it what it finds out about the kernel.
+//!
+//! A program runs on KVM's tracepoints `kvm_exit` and `kvm_entry`, where the vCPU is a plain number for it, and at the
+//! entry of five functions of KVM's whose argument is the vCPU.
+#![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+mod cells;
+mod kernel;
+mod slot;
+
+use core::ffi::c_void;
+use core::sync::atomic::Ordering::Relaxed;
+
+use exitscope_core::EntryKind;
+
+use crate::kernel::{exit_code, first_argument, now};
+use crate::slot::{Slot, end, find_or_enroll, retire};
+
+/// What a raw tracepoint's program gets.
+type Arguments = *const u64;
+
+/// A vCPU has left the guest.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/kvm_exit")]
+extern "C" fn exitscope_exit(arguments: Arguments) -> i64 {
+    // SAFETY: the tracepoint's first argument is the vCPU.
+    let vcpu = unsafe { arguments.read() };
+    let code = exit_code(vcpu);
+    let slot = Slot::direct(vcpu);
+    if slot.is_of(vcpu)
+        && let Some(cell) = slot.consecutive(code)
+    {
+        // SAFETY: this is the handler of the vCPU's event.
+        unsafe { slot.clock() }.timer.exit(cell, now());
+        return 0;
+    }
+    exit_slow(vcpu, code)
+}
+
+/// The vCPU's first exit, its first for this reason, or one of a vCPU whose slot is not the first that its address leads to.
+#[inline(never)]
+fn exit_slow(vcpu: u64, code: u32) -> i64 {
+    if let Some(slot) = find_or_enroll(vcpu) {
+        let cell = slot.counters(code);
+        // SAFETY: this is the handler of the vCPU's event.
+        unsafe { slot.clock() }.timer.exit(cell, now());
+    }
+    0
+}
+
+/// A vCPU goes into the guest.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/kvm_entry")]
+extern "C" fn exitscope_entry(arguments: Arguments) -> i64 {
+    // SAFETY: the tracepoint's first argument is the vCPU.
+    let vcpu = unsafe { arguments.read() };
+    let now = now();
+    let slot = Slot::direct(vcpu);
+    // SAFETY: the slot is the vCPU's, and this is the handler of its event.
+    if slot.is_of(vcpu) && unsafe { slot.clock() }.timer.entry(now) {
+        return 0;
+    }
+    entry_slow(vcpu, now)
+}
+
+/// The entry after an exit that was split, or after none.
+#[inline(never)]
+fn entry_slow(vcpu: u64, now: u64) -> i64 {
+    let Some(slot) = Slot::find(vcpu) else { return 0 };
+    // SAFETY: the slot is the vCPU's, and this is the handler of its event.
+    let clock = unsafe { slot.clock() };
+    clock.end_halt(now, vcpu);
+    let cell = slot.vcpu_cell();
+    let count = match clock.timer.entry_slow(now) {
+        EntryKind::Timed => return 0,
+        EntryKind::Backwards => &cell.backwards,
+        EntryKind::Unannounced => &cell.unannounced,
+    };
+    count.store(count.load(Relaxed).wrapping_add(1), Relaxed);
+    0
+}
+
+/// The VMM calls KVM to run the vCPU.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "fentry/kvm_arch_vcpu_ioctl_run")]
+extern "C" fn exitscope_run(context: *const c_void) -> i64 {
+    let vcpu = first_argument(context);
+    let Some(slot) = Slot::find(vcpu) else { return 0 };
+    if slot.is_same(vcpu) {
+        // SAFETY: the vCPU's thread is here, so this is the only handler of its events.
+        unsafe { slot.clock() }.timer.enter_from_user(now());
+    } else {
+        // The end of another vCPU at this address went unnoticed.
+        end(slot);
+    }
+    0
+}
+
+/// KVM is about to return to the VMM.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "fentry/kvm_sigset_deactivate")]
+extern "C" fn exitscope_return(context: *const c_void) -> i64 {
+    let vcpu = first_argument(context);
+    if let Some(slot) = Slot::find(vcpu) {
+        let now = now();
+        // SAFETY: the vCPU's thread is here, so this is the only handler of its events.
+        let clock = unsafe { slot.clock() };
+        clock.end_halt(now, vcpu);
+        clock.timer.exit_to_user(now);
+    }
+    0
+}
+
+/// The vCPU halts, which KVM times itself.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "fentry/kvm_vcpu_halt")]
+extern "C" fn exitscope_halt(context: *const c_void) -> i64 {
+    let vcpu = first_argument(context);
+    if let Some(slot) = Slot::find(vcpu) {
+        // SAFETY: the vCPU's thread is here, so this is the only handler of its events.
+        unsafe { slot.clock() }.begin_halt(now(), Some(kernel::halt_stats(vcpu)));
+    }
+    0
+}
+
+/// The vCPU blocks, maybe within a halt.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "fentry/kvm_vcpu_block")]
+extern "C" fn exitscope_block(context: *const c_void) -> i64 {
+    let vcpu = first_argument(context);
+    if let Some(slot) = Slot::find(vcpu) {
+        // SAFETY: the vCPU's thread is here, so this is the only handler of its events.
+        unsafe { slot.clock() }.begin_halt(now(), None);
+    }
+    0
+}
+
+/// KVM destroys a vCPU. The next one may get its address.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "fentry/kvm_arch_vcpu_destroy")]
+extern "C" fn exitscope_destroy(context: *const c_void) -> i64 {
+    if let Some(slot) = Slot::find(first_argument(context)) {
+        end(slot);
+        retire();
+    }
+    0
+}
+
+/// Nobody calls it: the loader takes only functions that programs call.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
