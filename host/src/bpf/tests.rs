@@ -143,6 +143,37 @@ fn programs_go_to_typed_tracepoints_and_functions() {
     }
 }
 
+/// What is made up here is where things are; the kernel that checks the programs is this one.
+#[test]
+fn this_kernel_takes_the_programs() {
+    if let Some(reason) = lacks() {
+        return eprintln!("skipped: {reason}");
+    }
+    let object = Object::parse(OBJECT).unwrap();
+    for (vendor, cast) in [("kvm_amd", false), ("kvm_intel", false), ("kvm_amd", true), ("kvm_intel", true)] {
+        let root = machine(vendor, Oddity::NoCast);
+        let btf = Btf::read(root.path()).unwrap();
+        let mut facts = Facts::prove(&btf).unwrap();
+        if cast && !facts::tests::take_cast(&mut facts, Path::new("/sys/kernel/btf/vmlinux")) {
+            eprintln!("skipped: this kernel has no {CAST}");
+            continue;
+        }
+        let loader = Loader::new(&object, &facts, FEWEST_CELLS, btf.vendor()).unwrap();
+        let programs = select(object.programs(), cast).unwrap();
+        assert!(programs.iter().any(|program| program.event == "kvm_exit"));
+        for program in programs {
+            let code = object.link(program, &loader).unwrap();
+            // A function's arguments are to be had at functions only.
+            if program.kind == object::Kind::RawTracepoint {
+                let target = sys::Target { kind: program.kind, event: program.event, number: 0, types: None };
+                sys::load(target, &code)
+                    .map_err(|refusal| Error::of_refusal(program.event, refusal))
+                    .unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_not_there_is_told() {
     let root = machine("kvm_amd", Oddity::None);

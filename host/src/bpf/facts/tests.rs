@@ -135,6 +135,13 @@ pub fn machine(vendor: &str, oddity: Oddity) -> tempfile::TempDir {
     root
 }
 
+/// Facts about a kernel that is made up, but with the cast of one that is real; false if that has none.
+pub fn take_cast(facts: &mut Facts<'_>, types: &Path) -> bool {
+    let types = fs::read(types).unwrap_or_default();
+    facts.cast = Types::read(&types, &[]).and_then(|types| cast(&types, &mut facts.numbers));
+    facts.cast.is_some()
+}
+
 fn write(root: &Path, path: &str, bytes: &[u8]) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
