@@ -13,7 +13,7 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::course;
-use exitscope_lab::runs::report::{self, Options};
+use exitscope_lab::runs::report::{self, Options, Source};
 use exitscope_lab::runs::session::{Lab, Paging, Setup};
 use exitscope_view::course::Course;
 use exitscope_view::text;
@@ -73,6 +73,9 @@ pub struct RunArgs {
     /// Whose exits the guest is told
     #[arg(long, default_value = "vm", value_parser = names(Expose::ALL, Expose::name))]
     expose: String,
+    /// What counts: our module, or our eBPF programs, which do not answer the guest
+    #[arg(long, default_value = "module", value_parser = PossibleValuesParser::new(Source::ALL.map(Source::name)))]
+    source: String,
     /// Print the report as one JSON document
     #[arg(long)]
     json: bool,
@@ -120,6 +123,7 @@ fn run_one(args: &RunArgs) -> anyhow::Result<()> {
             paging: if args.paging == "shadow" { Paging::Shadow } else { Paging::Nested },
             ..Setup::default()
         },
+        source: if args.source == "bpf" { Source::Bpf } else { Source::Module },
         guest,
         vmm,
         vcpus: args.vcpus,

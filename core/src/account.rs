@@ -124,14 +124,15 @@ impl<A: Account> Timer<A> {
         Self { open: any, since: CLOSED, split: None }
     }
 
-    /// The vCPU left the guest for a reason whose counters these are, at tick `now`.
+    /// The vCPU left the guest for a reason whose counters these are, at the tick that `now` tells: last, as then nothing
+    /// else is to be kept while a clock is asked that is a function.
     ///
     /// An exit that was still open stays without a duration: KVM has re-entered without an entry event.
     #[inline]
-    pub fn exit(&mut self, account: A, now: u64) {
+    pub fn exit(&mut self, account: A, now: impl FnOnce() -> u64) {
         add(&account.counters().exits, 1);
         self.open = account;
-        self.since = now;
+        self.since = now();
     }
 
     /// The vCPU enters the guest at tick `now`: the fast path. False when no exit is open or the clock went backwards;
@@ -324,7 +325,7 @@ mod tests {
                 }
                 Place::Full => self.overflow,
             };
-            self.timer.exit(counters, now);
+            self.timer.exit(counters, || now);
         }
 
         fn counters(&self) -> impl Iterator<Item = &'static Counters> {

@@ -11,7 +11,7 @@
 //!
 //! let cpuid = Counters::default();
 //! let mut timer = Timer::new(&cpuid);
-//! timer.exit(&cpuid, 1_000); // the vCPU left the guest at tick 1,000
+//! timer.exit(&cpuid, || 1_000); // the vCPU left the guest at tick 1,000
 //! timer.entry(1_400); // and went back at tick 1,400
 //!
 //! let mut sum = Sum::default();

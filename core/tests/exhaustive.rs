@@ -100,7 +100,7 @@ impl<'a> Real<'a> {
             }
             Place::Full => &self.accounts.counters[OVERFLOW],
         };
-        self.timer.exit(counters, now);
+        self.timer.exit(counters, || now);
     }
 
     /// Does it; what an entry was.

@@ -21,6 +21,7 @@ use std::ptr::{self, NonNull};
 use std::slice;
 
 use exitscope_abi::bpf::{CELLS, CELLS_MASK, MAPS, MAX_CELLS, MOST_CELLS};
+use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{CELL_SIZE, Counters};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -64,7 +65,7 @@ impl Bpf {
         let facts = Facts::prove(&btf)?;
         let object = Object::parse(object)?;
         let loader = Loader::new(&object, &facts, cells, btf.vendor())?;
-        let mut programs = select(object.programs(), facts.cast().is_some())?;
+        let mut programs = select(object.programs(), btf.vendor().isa(), facts.cast().is_some())?;
         programs.sort_by_key(|program| rank(program.event));
         let links = loader.attach(&programs)?;
         Ok(Self { links, cells: loader.cells, vendor: btf.vendor().clone() })
@@ -105,21 +106,29 @@ fn rank(event: &str) -> u32 {
     }
 }
 
-/// The programs for this kernel: of those for one event the one whose variant fits, else the one without.
-fn select<'p, 'a>(programs: &'p [Program<'a>], cast: bool) -> Result<Vec<&'p Program<'a>>, Error> {
-    let mut selected: BTreeMap<&str, &Program<'_>> = BTreeMap::new();
-    for program in programs {
-        let fits = match program.variant {
-            "" => true,
-            "cast" => cast,
-            "probe" => !cast,
-            _ => return Err(object::Error::Wrong("a program is for kernels of an unknown kind").into()),
-        };
-        let better = |known: &&Program<'_>| known.variant.is_empty();
-        if fits && selected.get(program.event).is_none_or(better) {
-            selected.insert(program.event, program);
-        }
+/// The programs for this machine: those that are for any, and those whose variant it is, which is `vmx` or `svm`, with
+/// `-probe` where the kernel has no cast.
+fn select<'p, 'a>(
+    programs: &'p [Program<'a>],
+    isa: Isa,
+    cast: bool,
+) -> Result<Vec<&'p Program<'a>>, object::Error> {
+    let fits = |variant: &str| match variant.strip_prefix(isa.name()) {
+        Some(rest) => rest == if cast { "" } else { "-probe" },
+        None => variant.is_empty(),
+    };
+    let known = |variant: &str| {
+        let rest = Isa::ALL.iter().find_map(|isa| variant.strip_prefix(isa.name()));
+        variant.is_empty() || matches!(rest, Some("" | "-probe"))
+    };
+    if !programs.iter().all(|program| known(program.variant)) {
+        return Err(object::Error::Wrong("a program is for machines of an unknown kind"));
     }
+    let selected: BTreeMap<&str, &Program<'_>> = programs
+        .iter()
+        .filter(|program| fits(program.variant))
+        .map(|program| (program.event, program))
+        .collect();
     Ok(selected.into_values().collect())
 }
 

@@ -4,6 +4,7 @@ mod capabilities;
 mod channel;
 mod checkers;
 mod command;
+mod counters;
 mod guest;
 mod guests;
 mod host;

@@ -113,8 +113,18 @@ pub enum Step {
         /// On or off.
         on: bool,
     },
-    /// Report everything that our module has counted: [`Event::Snapshot`].
+    /// Load our eBPF programs, or unload them.
+    Bpf {
+        /// On or off.
+        on: bool,
+    },
+    /// Report everything that our module has counted, or without it our eBPF programs: [`Event::Snapshot`].
     Snapshot {
+        /// Names the event that answers.
+        label: String,
+    },
+    /// Report everything that our eBPF programs have counted, the module or not: [`Event::Snapshot`].
+    BpfSnapshot {
         /// Names the event that answers.
         label: String,
     },

@@ -1,7 +1,7 @@
 //! Guests with firmware under stock QEMU, and among them a whole Debian.
 
 use exitscope_abi::leaf::{Expose, Layout};
-use exitscope_lab::runs::report::{GuestKind, Options, Vmm};
+use exitscope_lab::runs::report::{GuestKind, Options, Source, Vmm};
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::{Phase, Report};
 use exitscope_tests::{Transcript, exits, report, sums_are_totals};
@@ -11,7 +11,7 @@ const CPUID: u32 = 0x72;
 fn booted(name: &str, guest: GuestKind) -> (Report, Transcript) {
     let setup = Setup { name: name.into(), ..Setup::default() };
     let (layout, expose) = (Layout::Classic, Expose::Vm);
-    report(&Options { setup, guest, vmm: Vmm::Qemu, vcpus: 1, layout, expose })
+    report(&Options { setup, source: Source::Module, guest, vmm: Vmm::Qemu, vcpus: 1, layout, expose })
 }
 
 fn names(phases: &[Phase]) -> Vec<&str> {

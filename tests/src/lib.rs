@@ -17,7 +17,7 @@ use exitscope_lab::job::{EXITSCOPE, Event, Guest, Insert, Output, Payload, Step}
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
 use exitscope_lab::runs::bench::{self, Bench};
-use exitscope_lab::runs::report::{self, GuestKind, Options, Vmm};
+use exitscope_lab::runs::report::{self, GuestKind, Options, Source, Vmm};
 use exitscope_lab::runs::session::{Lab, Setup};
 use exitscope_model::{self as model, Quality, Reason, Report, Vcpu, Vm};
 
@@ -136,6 +136,7 @@ pub fn both_pagings(vendor: Vendor) -> [Report; 2] {
     let name = format!("{}-pagings", vendor.name());
     let options = Options {
         setup: Setup { name: name.clone(), ..Setup::default() },
+        source: Source::Module,
         guest: GuestKind::Linux,
         vmm: Vmm::Exitscope,
         vcpus: 1,

@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::progress::Progress;
-use exitscope_lab::runs::report::{self, Options};
+use exitscope_lab::runs::report::{self, Options, Source};
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::compare::Comparison;
 use exitscope_model::{self as model, Report};
@@ -66,6 +66,7 @@ fn run_both(args: &Args) -> anyhow::Result<[Report; 2]> {
     let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
     let options = Options {
         setup: Setup::default(),
+        source: Source::Module,
         guest,
         vmm,
         vcpus: 1,

@@ -57,7 +57,8 @@ struct Proof {
 
 const PROOFS: &[Proof] = &[
     Proof { part: Part::Svm, what: "vcpu_svm.vcpu", offset: 0, size: None },
-    Proof { part: Part::Svm, what: "vcpu_svm.vmcb->control.exit_code", offset: EXIT_CODE, size: Some(8) },
+    // Of its 64 bits some kernels have the halves apart; the programs use the low one.
+    Proof { part: Part::Svm, what: "vcpu_svm.vmcb->control.exit_code", offset: EXIT_CODE, size: None },
     Proof { part: Part::Vmx, what: "vcpu_vmx.vcpu", offset: 0, size: None },
 ];
 /// Where a VMCB has the exit code: APM vol. 2 appendix B.

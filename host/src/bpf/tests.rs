@@ -159,7 +159,7 @@ fn this_kernel_takes_the_programs() {
             continue;
         }
         let loader = Loader::new(&object, &facts, FEWEST_CELLS, btf.vendor()).unwrap();
-        let programs = select(object.programs(), cast).unwrap();
+        let programs = select(object.programs(), btf.vendor().isa(), cast).unwrap();
         assert!(programs.iter().any(|program| program.event == "kvm_exit"));
         for program in programs {
             let code = object.link(program, &loader).unwrap();
@@ -202,24 +202,30 @@ fn what_is_not_there_is_told() {
 #[test]
 fn the_program_for_this_kernel_is_taken() {
     let mut made = Made::new();
-    for (index, section) in
-        ["raw_tp/kvm_exit", "raw_tp/kvm_exit.probe", "raw_tp/kvm_entry", "fentry/kvm_arch_vcpu_destroy"]
-            .iter()
-            .enumerate()
+    for (index, section) in [
+        "raw_tp/kvm_exit.svm",
+        "raw_tp/kvm_exit.svm-probe",
+        "raw_tp/kvm_exit.vmx",
+        "raw_tp/kvm_entry",
+        "fentry/kvm_arch_vcpu_destroy",
+    ]
+    .iter()
+    .enumerate()
     {
         let number = made.code(section, &[EXIT]);
         made.function(&format!("f{index}"), number, 0, 8);
     }
     let bytes = made.bytes();
     let object = Object::parse(&bytes).unwrap();
-    let selected = |cast| {
-        let mut selected = select(object.programs(), cast).unwrap();
+    let selected = |isa, cast| {
+        let mut selected = select(object.programs(), isa, cast).unwrap();
         selected.sort_by_key(|program| rank(program.event));
         selected.iter().map(|program| (program.event, program.variant)).collect::<Vec<_>>()
     };
     let [destroy, entry] = [("kvm_arch_vcpu_destroy", ""), ("kvm_entry", "")];
-    assert_eq!(selected(true), [destroy, entry, ("kvm_exit", "")]);
-    assert_eq!(selected(false), [destroy, entry, ("kvm_exit", "probe")]);
+    assert_eq!(selected(Isa::Svm, true), [destroy, entry, ("kvm_exit", "svm")]);
+    assert_eq!(selected(Isa::Svm, false), [destroy, entry, ("kvm_exit", "svm-probe")]);
+    assert_eq!(selected(Isa::Vmx, true), [destroy, entry, ("kvm_exit", "vmx")]);
 }
 
 /// A directory with a bpffs, for as long as this lives.

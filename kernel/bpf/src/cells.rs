@@ -15,6 +15,17 @@ use crate::kernel::{self, cells_mask, exitscope_cells, exitscope_free, max_cells
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell(u32);
 
+/// The bucket of a duration of 2^16 ticks and more: each byte more is eight buckets more.
+#[inline(never)]
+fn bucket_of_long(cycles: u64) -> usize {
+    let (mut cycles, mut more) = (cycles, 0);
+    while cycles >= 1 << 16 {
+        cycles >>= 8;
+        more += 8;
+    }
+    BUCKET_OF[kernel::hidden(cycles >> 8) as usize & 0xff] as usize + more
+}
+
 /// Buckets of durations by their second byte, as there is no instruction that finds a bit.
 static BUCKET_OF: [u8; 256] = {
     let mut buckets = [0; 256];
@@ -34,13 +45,10 @@ impl Account for Cell {
 
     #[inline(always)]
     fn bucket(cycles: u64) -> usize {
-        // A histogram has BUCKETS buckets, of which the last begins at 2^62: three bytes more are 24 buckets more.
-        let (mut cycles, mut more) = (cycles, 0);
-        while cycles >= 1 << 16 {
-            cycles >>= 8;
-            more += 8;
+        match cycles >> 8 {
+            high @ ..=0xff => BUCKET_OF[high as usize] as usize,
+            _ => bucket_of_long(cycles),
         }
-        BUCKET_OF[kernel::hidden(cycles >> 8) as usize & 0xff] as usize + more
     }
 }
 

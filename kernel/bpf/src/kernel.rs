@@ -53,8 +53,8 @@ numbers! {
     exitscope_vmcb vmcb_at;
     /// Where `struct vcpu_vmx` has the reason of the last exit.
     exitscope_exit_reason exit_reason_at;
-    /// 1 where the kernel has `bpf_rdonly_cast`.
-    exitscope_has_cast has_cast;
+    /// 1 where the kernel has `bpf_rdonly_cast`, see [`has_cast`].
+    exitscope_has_cast has_cast_number;
     /// The kernel's number of `struct bpf_perf_event_data_kern`, which begins with a pointer to a structure that has 64
     /// bits where a VMCB has its exit code.
     exitscope_type_vmcb type_vmcb;
@@ -106,6 +106,12 @@ pub fn hidden(number: u64) -> u64 {
 #[inline(always)]
 pub fn isa() -> Isa {
     if isa_number() == Isa::Svm as u64 { Isa::Svm } else { Isa::Vmx }
+}
+
+/// Whether the kernel has `bpf_rdonly_cast`.
+pub fn has_cast() -> bool {
+    // Not "is it 0", which no address can be.
+    has_cast_number() == 1
 }
 
 /// Time since the start of the machine, in ns: a tick of this source.
@@ -160,14 +166,13 @@ struct PointerToVmcb {
     vmcb: *const [u64; EXIT_CODE as usize / 8 + 1],
 }
 
-/// Why a vCPU left the guest: the basic exit reason (VMX), or the low half of the exit code (SVM).
+/// Why a vCPU left the guest: the basic exit reason (VMX), or the low half of the exit code (SVM). `cast` says whether the
+/// kernel has `bpf_rdonly_cast`.
 #[inline(always)]
-pub fn exit_code(vcpu: u64) -> u32 {
-    // Not "is it 0", which no address can be.
-    let cast = has_cast() == 1;
+pub fn exit_code(vcpu: u64, isa: Isa, cast: bool) -> u32 {
     // SAFETY: the kernel lets such memory be read whatever is there.
     unsafe {
-        match (isa(), cast) {
+        match (isa, cast) {
             (Isa::Svm, true) => {
                 let pointer: *const PointerToVmcb = bpf_rdonly_cast(vcpu + vmcb_at(), type_vmcb()).cast();
                 (&raw const (*(*pointer).vmcb)[EXIT_CODE as usize / 8]).read_volatile() as u32

@@ -14,39 +14,56 @@ mod slot;
 use core::ffi::c_void;
 use core::sync::atomic::Ordering::Relaxed;
 
+use exitscope_abi::reason::Isa;
 use exitscope_core::EntryKind;
 
-use crate::kernel::{exit_code, first_argument, now};
+use crate::kernel::{exit_code, first_argument, has_cast, isa, now};
 use crate::slot::{Slot, end, find_or_enroll, retire};
 
 /// What a raw tracepoint's program gets.
 type Arguments = *const u64;
 
-/// A vCPU has left the guest.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "raw_tp/kvm_exit")]
-extern "C" fn exitscope_exit(arguments: Arguments) -> i64 {
+/// A vCPU has left the guest. Until a helper has been asked for the time, only the slot is to be kept: each register more
+/// costs two instructions.
+#[inline(always)]
+fn on_exit(arguments: Arguments, isa: Isa, cast: bool) -> i64 {
     // SAFETY: the tracepoint's first argument is the vCPU.
     let vcpu = unsafe { arguments.read() };
-    let code = exit_code(vcpu);
     let slot = Slot::direct(vcpu);
-    if slot.is_of(vcpu)
-        && let Some(cell) = slot.consecutive(code)
-    {
-        // SAFETY: this is the handler of the vCPU's event.
-        unsafe { slot.clock() }.timer.exit(cell, now());
-        return 0;
+    if !slot.is_of(vcpu) {
+        return exit_slow(vcpu);
     }
-    exit_slow(vcpu, code)
+    let Some(cell) = slot.consecutive(exit_code(vcpu, isa, cast), isa) else { return exit_slow(slot.vcpu()) };
+    // SAFETY: this is the handler of the vCPU's event.
+    unsafe { slot.clock() }.timer.exit(cell, now);
+    0
+}
+
+/// Declares programs for `kvm_exit`, of which the loader takes the one for this machine.
+macro_rules! exits {
+    ($($name:ident $section:literal $isa:ident $cast:literal;)+) => {
+        $(#[unsafe(no_mangle)]
+        #[unsafe(link_section = $section)]
+        extern "C" fn $name(arguments: Arguments) -> i64 {
+            on_exit(arguments, Isa::$isa, $cast)
+        })+
+    };
+}
+
+exits! {
+    exitscope_svm_exit "raw_tp/kvm_exit.svm" Svm true;
+    exitscope_svm_exit_probe "raw_tp/kvm_exit.svm-probe" Svm false;
+    exitscope_vmx_exit "raw_tp/kvm_exit.vmx" Vmx true;
+    exitscope_vmx_exit_probe "raw_tp/kvm_exit.vmx-probe" Vmx false;
 }
 
 /// The vCPU's first exit, its first for this reason, or one of a vCPU whose slot is not the first that its address leads to.
 #[inline(never)]
-fn exit_slow(vcpu: u64, code: u32) -> i64 {
+fn exit_slow(vcpu: u64) -> i64 {
     if let Some(slot) = find_or_enroll(vcpu) {
-        let cell = slot.counters(code);
+        let cell = slot.counters(exit_code(vcpu, isa(), has_cast()));
         // SAFETY: this is the handler of the vCPU's event.
-        unsafe { slot.clock() }.timer.exit(cell, now());
+        unsafe { slot.clock() }.timer.exit(cell, now);
     }
     0
 }
@@ -57,18 +74,21 @@ fn exit_slow(vcpu: u64, code: u32) -> i64 {
 extern "C" fn exitscope_entry(arguments: Arguments) -> i64 {
     // SAFETY: the tracepoint's first argument is the vCPU.
     let vcpu = unsafe { arguments.read() };
-    let now = now();
     let slot = Slot::direct(vcpu);
+    if !slot.is_of(vcpu) {
+        return entry_slow(vcpu);
+    }
     // SAFETY: the slot is the vCPU's, and this is the handler of its event.
-    if slot.is_of(vcpu) && unsafe { slot.clock() }.timer.entry(now) {
+    if unsafe { slot.clock() }.timer.entry(now()) {
         return 0;
     }
-    entry_slow(vcpu, now)
+    entry_slow(slot.vcpu())
 }
 
 /// The entry after an exit that was split, or after none.
 #[inline(never)]
-fn entry_slow(vcpu: u64, now: u64) -> i64 {
+fn entry_slow(vcpu: u64) -> i64 {
+    let now = now();
     let Some(slot) = Slot::find(vcpu) else { return 0 };
     // SAFETY: the slot is the vCPU's, and this is the handler of its event.
     let clock = unsafe { slot.clock() };

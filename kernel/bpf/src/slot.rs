@@ -38,15 +38,6 @@ pub struct Slot {
 }
 const _: () = assert!(size_of::<Slot>() == 1024);
 
-/// How many codes, from 0 on, are their own place.
-#[inline(always)]
-fn consecutive() -> u32 {
-    match isa() {
-        Isa::Vmx => const { Isa::Vmx.consecutive() },
-        Isa::Svm => const { Isa::Svm.consecutive() },
-    }
-}
-
 /// All slots.
 struct Slots([Slot; COUNT as usize]);
 // SAFETY: a clock is touched only by the handlers of the events of the vCPU whose slot it is, of which one runs at a time.
@@ -116,11 +107,16 @@ impl Slot {
 
     /// The counters of a code that is its own place.
     #[inline(always)]
-    pub fn consecutive(&self, code: u32) -> Option<Cell> {
-        if code >= consecutive() {
+    pub fn consecutive(&self, code: u32, isa: Isa) -> Option<Cell> {
+        if code >= const { [0, Isa::Vmx.consecutive(), Isa::Svm.consecutive()] }[isa as usize] {
             return None;
         }
         Cell::at(self.places.get(code as usize)?.load(Relaxed))
+    }
+
+    /// The vCPU.
+    pub fn vcpu(&self) -> u64 {
+        self.vcpu.load(Relaxed)
     }
 
     /// Whether this is the slot of that vCPU.

@@ -98,7 +98,7 @@ unsafe fn count(slot: &'static Slot, vcpu: *mut c_void, place: usize) -> bool {
 #[inline(always)]
 unsafe fn record_exit(slot: &Slot, counters: &'static Counters) {
     // SAFETY: this is the handler of the vCPU's event. RDTSC is always there.
-    unsafe { slot.clock().timer.exit(counters, _rdtsc()) };
+    unsafe { slot.clock().timer.exit(counters, || _rdtsc()) };
     #[cfg(exitscope_miscount)]
     crate::miscount::uncount(counters);
 }

@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::channel::Channel;
 use super::command::{ended, output_as, output_of};
-use super::{capabilities, checkers, guests, kernel, vmm};
+use super::{capabilities, checkers, counters, guests, kernel, vmm};
 use crate::emulator::Link;
 use crate::job::{Event, Insert, Output, Step};
 
@@ -53,7 +53,9 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         Step::ReadHistogram { label } => {
             channel.send(&Event::Histogram { label: label.clone(), exits: kernel::read_histogram()? })
         }
-        Step::Snapshot { label } => channel.send(&snapshot(label)?),
+        Step::Bpf { on } => counters::switch_bpf(*on),
+        Step::Snapshot { label } => channel.send(&snapshot(label, &counters::open()?)),
+        Step::BpfSnapshot { label } => channel.send(&snapshot(label, &counters::of_bpf()?)),
         Step::Capabilities => channel.send(&capabilities::read()?),
         Step::Guests { guests, sample_ms, meanwhile } => {
             let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
@@ -133,7 +135,7 @@ fn await_text(path: &str, text: &str) -> io::Result<()> {
 }
 
 fn await_vm(id: u32, is_so: impl Fn(&Vm) -> bool) -> io::Result<()> {
-    let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
+    let region = counters::open()?;
     let id = id.to_string();
     vmm::wait_for(|| {
         let found = region.snapshot().vms().iter().any(|vm| vm.id == id && is_so(vm));
@@ -141,14 +143,13 @@ fn await_vm(id: u32, is_so: impl Fn(&Vm) -> bool) -> io::Result<()> {
     })
 }
 
-fn snapshot(label: &str) -> io::Result<Event> {
-    let region = Region::open(Path::new(DEVICE)).map_err(io::Error::other)?;
+fn snapshot(label: &str, region: &Region) -> Event {
     let snapshot = region.snapshot();
-    Ok(Event::Snapshot {
+    Event::Snapshot {
         label: label.into(),
         isa: snapshot.isa.map(|isa| isa.name().into()).unwrap_or_default(),
         tsc_khz: snapshot.clock.khz,
         vms: snapshot.vms(),
         quality: snapshot.quality,
-    })
+    }
 }

@@ -3,15 +3,15 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use exitscope_host::region::{DEVICE, Region};
+use exitscope_host::region::Region;
 use exitscope_model::Tick;
 
-use super::kernel;
 use super::wait::retry_for;
+use super::{counters, kernel};
 use crate::job::{Event, GUEST_INITRD, JOB, Job};
 use crate::parts::debug_kernel::timeout_factor;
 use crate::parts::image::Image;
@@ -34,7 +34,7 @@ pub trait Vmm {
     fn finish(self: Box<Self>, still_running: bool) -> io::Result<Event>;
 }
 
-/// The timeline's clock: tells the time, and the exits until then if our module counts them.
+/// The timeline's clock: tells the time, and the exits until then if our module or eBPF programs count them.
 pub struct Clock {
     began: Instant,
     region: Option<Region>,
@@ -43,12 +43,12 @@ pub struct Clock {
 impl Clock {
     /// A clock that began then.
     pub fn since(began: Instant) -> Self {
-        Self { began, region: Region::open(Path::new(DEVICE)).ok() }
+        Self { began, region: counters::open().ok() }
     }
 
-    /// A clock that began then, for which our module must be there.
+    /// A clock that began then, for which one of the two must be there.
     pub fn counting(began: Instant) -> io::Result<Self> {
-        Ok(Self { began, region: Some(Region::open(Path::new(DEVICE)).map_err(io::Error::other)?) })
+        Ok(Self { began, region: Some(counters::open()?) })
     }
 
     /// Now.

@@ -71,6 +71,7 @@ fn watches() -> Vec<Watch> {
         ("none", vec![], vec![]),
         ("module", insert(""), remove.clone()),
         ("module-off", insert("expose=off"), remove),
+        ("bpf", vec![Step::Bpf { on: true }], vec![Step::Bpf { on: false }]),
         ("ftrace", vec![Step::Ftrace { on: true }], vec![Step::Ftrace { on: false }]),
     ]
 }
@@ -115,7 +116,7 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
         steps.extend(start);
         steps.extend(WORKLOADS.map(|workload| alone(measure(Case::plain(workload)))));
         steps.push(alone(measure(Case::plain(USER_EXIT))));
-        if ["none", "module"].contains(&watch) {
+        if ["none", "module", "bpf"].contains(&watch) {
             for workload in WORKLOADS {
                 steps.push(alone(measure(Case { vcpus: VCPUS, ..Case::plain(workload) })));
             }

@@ -12,7 +12,7 @@ use exitscope_view::course::{
 use crate::error::Error;
 use crate::job::{Event, Guest, Output, Payload, Step};
 use crate::progress::Progress;
-use crate::runs::report::{self, GuestKind, Options, Vmm, events_per_guest, run_and_snapshot};
+use crate::runs::report::{self, GuestKind, Options, Source, Vmm, events_per_guest, run_and_snapshot};
 use crate::runs::session::{Lab, Paging, Setup};
 
 /// The leaves that the course's layouts use.
@@ -24,7 +24,7 @@ pub fn measure(lab: &Lab, course: &mut Course, progress: &mut Progress) -> Resul
     let setup = Setup { name: format!("course-{}", lab.vendor().name()), ..Setup::default() };
     let isa = lab.vendor().isa();
     let classic = options(&setup, Layout::Classic);
-    let mut steps = vec![classic.insert(), Step::Capabilities];
+    let mut steps = vec![classic.start(), Step::Capabilities];
     steps.extend(run_and_snapshot(lab.vendor(), classic.guest(Paging::Nested)));
     for &layout in Layout::ALL {
         steps.push(Step::set("layout", layout.name()));
@@ -70,6 +70,7 @@ pub fn measure_full_boot(lab: &Lab, course: &mut Course, progress: &mut Progress
 fn options(setup: &Setup, layout: Layout) -> Options {
     Options {
         setup: setup.clone(),
+        source: Source::Module,
         guest: GuestKind::Linux,
         vmm: Vmm::Exitscope,
         vcpus: 1,

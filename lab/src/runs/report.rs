@@ -41,11 +41,35 @@ pub enum Vmm {
     Qemu,
 }
 
+/// What counts the exits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Our module.
+    Module,
+    /// Our eBPF programs, which do not answer the guest.
+    Bpf,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Module, Self::Bpf];
+
+    /// The name in options and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Module => "module",
+            Self::Bpf => "bpf",
+        }
+    }
+}
+
 /// How a run shall be.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The machine.
     pub setup: Setup,
+    /// What counts.
+    pub source: Source,
     /// The guest.
     pub guest: GuestKind,
     /// What runs it.
@@ -64,10 +88,21 @@ const CPUID: &str = "/usr/bin/cpuid -1 -r -l 0x4ffffff1 -s 0";
 const TINY_EXITS: u64 = 100_000;
 
 impl Options {
-    /// Loads our module.
-    pub(crate) fn insert(&self) -> Step {
+    /// Starts what counts.
+    pub(crate) fn start(&self) -> Step {
+        if self.source == Source::Bpf {
+            return Step::Bpf { on: true };
+        }
         let parameters = format!("expose={} layout={}", self.expose.name(), self.layout.name());
         Step::Insert(Insert { path: EXITSCOPE.into(), parameters })
+    }
+
+    /// Ends the counting.
+    fn stop(&self) -> Step {
+        match self.source {
+            Source::Module => Step::Remove { name: "exitscope".into() },
+            Source::Bpf => Step::Bpf { on: false },
+        }
     }
 
     /// The guest, named after the paging.
@@ -134,14 +169,14 @@ fn run_each(
         progress.phase("makes a Debian system");
         setup.disk = Some(debian::disk(&Cache::open()?)?);
     }
-    let mut steps = vec![options.insert()];
+    let mut steps = vec![options.start()];
     for (index, &paging) in pagings.iter().enumerate() {
         if index > 0 {
             steps.extend(lab.reload_kvm(paging));
         }
         steps.extend(run_and_snapshot(lab.vendor(), options.guest(paging)));
     }
-    steps.push(Step::Remove { name: "exitscope".into() });
+    steps.push(options.stop());
     let events = lab.run(&setup, steps, progress)?;
     let reports =
         events_per_guest(&events).zip(pagings).map(|(events, &paging)| report(lab, options, paging, events));
@@ -198,7 +233,7 @@ pub(crate) fn report(
     Ok(Report {
         schema: SCHEMA.into(),
         machine,
-        source: "module".into(),
+        source: options.source.name().into(),
         isa: isa.clone(),
         layout: options.layout.name().into(),
         expose: options.expose.name().into(),
@@ -221,7 +256,7 @@ fn instructions_to_module(events: &[Event]) -> Option<u64> {
 
 /// What the guest read; `None` for one that was told nothing or does not ask.
 fn guest_view(options: &Options, outputs: &[Output]) -> Result<Option<GuestView>, Error> {
-    if options.guest == GuestKind::Tiny || options.expose == Expose::Off {
+    if options.guest == GuestKind::Tiny || options.expose == Expose::Off || options.source == Source::Bpf {
         return Ok(None);
     }
     let view = outputs.first().and_then(|output| serde_json::from_str(&output.stdout).ok());
