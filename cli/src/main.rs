@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bpf;
 mod caps;
 mod doctor;
 mod guest;
@@ -30,6 +31,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// eBPF programs that count without a process, on a host without the module
+    #[command(subcommand)]
+    Bpf(bpf::Command),
     /// What a CPU's virtualization can do: every bit of every capability register
     Caps(caps::Args),
     /// What works on this machine and what does not, each with what to do
@@ -86,6 +90,7 @@ impl Command {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Bpf(command) => bpf::run(&command)?,
         Command::Caps(args) => return caps::run(&args),
         Command::Doctor(args) => return doctor::run(&args),
         Command::Guest(args) => return guest::run(&args),

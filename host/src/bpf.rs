@@ -244,8 +244,8 @@ fn with_cells(map: BorrowedFd<'_>, count: usize, act: impl FnOnce(&[Counters])) 
     // SAFETY: a new mapping at an address of the kernel's choice.
     let base = unsafe { mmap(ptr::null_mut(), length, access, MapFlags::SHARED, map, 0) }?;
     let cells = NonNull::new(base.cast::<Counters>()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-    // SAFETY: the mapping has so many cells, at the beginning of a page; Counters is all atomics, valid for whatever a cell
-    // holds.
+    // SAFETY: the mapping has so many cells, at the beginning of a page; Counters is all atomics, valid for whatever a
+    // cell holds.
     act(unsafe { slice::from_raw_parts(cells.as_ptr(), count) });
     // SAFETY: the mapping is ours, and no reference into it is left.
     unsafe { munmap(base, length) }?;

@@ -1,12 +1,15 @@
-//! Where numbers come from: the module's device, or a copy of what it shows.
+//! Where numbers come from: the module's device, eBPF programs, or a copy of what either shows.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use exitscope_abi::bpf::DEFAULT_CELLS;
 use exitscope_model::document::Origin;
 use exitscope_model::snapshot::Snapshot;
 
+use crate::bpf::pin::Pinned;
+use crate::bpf::{self, Bpf};
 use crate::region::{self, DEVICE, Region};
 
 /// What a user may ask for.
@@ -41,17 +44,37 @@ pub enum Error {
     /// The region cannot be read.
     #[error(transparent)]
     Region(#[from] region::Error),
-    /// There is no such source.
-    #[error("this version has no eBPF source: load the module (`exitscope doctor` says what it needs here)")]
-    NoBpf,
+    /// The eBPF programs cannot be had.
+    #[error(transparent)]
+    Bpf(#[from] bpf::Error),
+    /// There is neither the module nor what eBPF needs.
+    #[error("neither source can be had.\nThe module: {module}\neBPF: {bpf}")]
+    Neither {
+        /// Why not the module.
+        module: region::Error,
+        /// Why not eBPF.
+        bpf: Box<Self>,
+    },
 }
 
 /// A source that is open.
 #[derive(Debug)]
 pub struct Source {
     region: Region,
+    programs: Programs,
     origin: Origin,
     live: bool,
+}
+
+/// What keeps a source's numbers coming.
+#[derive(Debug)]
+enum Programs {
+    /// Nothing that would be this process's.
+    None,
+    /// Programs of its own.
+    Own(Bpf),
+    /// Those that are pinned.
+    Pinned(Pinned),
 }
 
 /// When [`Source::arrivals`] looked last, and what there was.
@@ -67,22 +90,52 @@ impl Source {
     /// # Errors
     /// When it is not there, or cannot be read.
     pub fn open(choice: &Choice) -> Result<Self, Error> {
-        let emulator = emulator(Path::new("/proc/cmdline"));
-        let module = |why: &str| {
-            let region = Region::open(Path::new(DEVICE))?;
-            let emulator = emulator.clone();
-            let origin = Origin { source: "module".into(), why: why.into(), emulator, copy: false };
-            Ok(Self { region, origin, live: true })
-        };
         match choice {
-            Choice::Auto => module("it is loaded"),
-            Choice::Module => module(""),
-            Choice::Bpf => Err(Error::NoBpf),
+            Choice::Auto => match Self::module("it is loaded") {
+                Err(region::Error::Missing { path, advice }) => {
+                    let module = region::Error::Missing { path, advice };
+                    Self::bpf("the module is not loaded")
+                        .map_err(|bpf| Error::Neither { module, bpf: bpf.into() })
+                }
+                module => Ok(module?),
+            },
+            Choice::Module => Ok(Self::module("")?),
+            Choice::Bpf => Self::bpf(""),
             Choice::File(path) => {
                 let region = Region::open(path)?;
                 let origin = Origin { source: path.display().to_string(), copy: true, ..Origin::default() };
-                Ok(Self { region, origin, live: false })
+                Ok(Self { region, programs: Programs::None, origin, live: false })
             }
+        }
+    }
+
+    fn module(why: &str) -> Result<Self, region::Error> {
+        let region = Region::open(Path::new(DEVICE))?;
+        Ok(Self { region, programs: Programs::None, origin: origin("module", why.into()), live: true })
+    }
+
+    /// The programs that are pinned, or else some of its own, which end with it.
+    fn bpf(why: &str) -> Result<Self, Error> {
+        // Who may not look for pinned ones may still have the right to load others.
+        let (region, programs, kind) = match Pinned::open() {
+            Ok(Some(pinned)) => (pinned.region()?, Programs::Pinned(pinned), "pinned programs"),
+            Ok(None) | Err(bpf::pin::Error::Access { .. }) => {
+                let bpf = Bpf::load(DEFAULT_CELLS)?;
+                (bpf.region()?, Programs::Own(bpf), "")
+            }
+            Err(error) => return Err(bpf::Error::from(error).into()),
+        };
+        let why = [why, kind].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+        Ok(Self { region, programs, origin: origin("bpf", why), live: true })
+    }
+
+    /// Whether KVM's part for this CPU was replaced beneath the source, whose numbers end there: open it anew.
+    pub fn is_stale(&self) -> bool {
+        match &self.programs {
+            // The module follows by itself.
+            Programs::None => false,
+            Programs::Own(bpf) => bpf.is_stale(),
+            Programs::Pinned(pinned) => pinned.is_stale(),
         }
     }
 
@@ -115,6 +168,10 @@ impl Source {
         let snapshot = self.region.snapshot();
         Snapshot { at: snapshot.at.filter(|_| self.live), ..snapshot }
     }
+}
+
+fn origin(source: &str, why: String) -> Origin {
+    Origin { source: source.into(), why, emulator: emulator(Path::new("/proc/cmdline")), copy: false }
 }
 
 /// The emulator of this machine's CPU, which the lab tells by the kernel's command line (`lab.emulator=NAME`);

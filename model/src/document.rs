@@ -19,7 +19,7 @@ pub const SCHEMA: &str = "exitscope-stat/1";
 /// Where numbers come from and how they are to be judged: what an interval does not know itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Origin {
-    /// `module`, or a file's name.
+    /// `module`, `bpf`, or a file's name.
     pub source: String,
     /// Why this source, where it was chosen.
     pub why: String,
@@ -51,7 +51,7 @@ pub type CpuTimes = BTreeMap<u64, CpuTime>;
 pub struct Document {
     /// [`SCHEMA`].
     pub schema: &'static str,
-    /// `module`, or a file's name.
+    /// `module`, `bpf`, or a file's name.
     pub source: String,
     /// Whether an emulated CPU ran it, so that times say nothing about a real one; `None` where that is unknown.
     pub emulated: Option<bool>,

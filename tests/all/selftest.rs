@@ -35,7 +35,7 @@ fn it_passes_and_fails_as_it_should() {
     let steps = vec![
         // Mounts tracefs, which systems have mounted.
         Step::Ftrace { on: false },
-        selftest(amd, "no module", &[]),
+        selftest(amd, "no module", &["--source", "module"]),
         Step::End {
             by: Request::Interrupt,
             label: "interrupted".into(),

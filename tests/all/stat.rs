@@ -43,7 +43,7 @@ fn steps(vendor: Vendor) -> Vec<Step> {
         line(label, &format!("stat --duration {seconds} {options}"))
     };
     let mut steps = vec![
-        line("no module", "stat -- /init vmm --workload cpuid"),
+        line("no module", "stat --source module -- /init vmm --workload cpuid"),
         guests(vec![linux("without", &["/init guest stat -- /init --version"])]),
         Step::StartHistogram,
         insert(""),

@@ -57,7 +57,7 @@ fn steps() -> Vec<Step> {
         // A command that fails: its status is ours, and its output is not on our stdout.
         command("status", &["stat", "--json", "--", "/init", "vmm", "--workload", "none"]),
         remove(),
-        command("unloaded", &["stat", "--duration", "0.1"]),
+        command("unloaded", &["stat", "--source", "module", "--duration", "0.1"]),
     ]
 }
 

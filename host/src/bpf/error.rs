@@ -50,8 +50,8 @@ pub enum Error {
     },
     /// KVM has no tracepoints.
     #[error(
-        "this kernel's KVM has no tracepoints kvm_exit and kvm_entry, which everything hangs on: boot a kernel that was \
-         built with CONFIG_TRACEPOINTS and types of modules (CONFIG_DEBUG_INFO_BTF_MODULES)"
+        "this kernel's KVM has no tracepoints kvm_exit and kvm_entry, which everything hangs on: boot a kernel that \
+         was built with CONFIG_TRACEPOINTS and types of modules (CONFIG_DEBUG_INFO_BTF_MODULES)"
     )]
     NoTracepoint,
     /// KVM has not the function or the tracepoint that a program is for.
@@ -61,7 +61,7 @@ pub enum Error {
     #[error(
         "{path} {}: this kernel is not supported, and reading would give wrong numbers",
         match found {
-            Some(Place { offset, size }) => format!("has {what} at byte {offset} (of {size} bytes), where it cannot be used"),
+            Some(Place { offset, size }) => format!("has {what} at byte {offset} (of {size} bytes), which is no use"),
             None => format!("does not say where {what} is"),
         }
     )]
@@ -81,7 +81,7 @@ pub enum Error {
     Lockdown,
     /// The process lacks rights.
     #[error(
-        "{what}: not permitted; this process lacks {}: use sudo, or give a service these capabilities",
+        "cannot {what}: not permitted; this process lacks {}: use sudo, or give a service these capabilities",
         lacks.join(" and ")
     )]
     Rights {
@@ -119,7 +119,8 @@ pub enum Error {
     },
     /// There is not enough memory.
     #[error(
-        "{what}: no memory; ask for fewer counters (`exitscope bpf pin --memory`), or raise the limit of this process's cgroup"
+        "cannot {what}: no memory; ask for fewer counters (`exitscope bpf pin --memory`), or raise the limit of this \
+         process's cgroup"
     )]
     Memory {
         /// What it was for.
@@ -141,7 +142,10 @@ pub enum Error {
     #[error(transparent)]
     Pin(#[from] pin::Error),
     /// The kernel refuses something without saying why.
-    #[error("cannot {what}: {source}")]
+    #[error(
+        "cannot {what}: {source}{}",
+        if source.kind() == io::ErrorKind::PermissionDenied { ", by a policy of this kernel or container" } else { "" }
+    )]
     System {
         /// What was tried.
         what: String,
@@ -163,7 +167,7 @@ impl Error {
 
     /// What it said when it was asked for a module's types.
     pub(super) fn of_types(source: io::Error) -> Self {
-        let what = "find the types of the module kvm, to attach programs to its functions,";
+        let what = "find the types of the module kvm, to attach programs to its functions";
         match source.kind() {
             io::ErrorKind::NotFound => {
                 Self::NoTypes { path: Path::new("/").join(super::facts::TYPES).join("kvm"), source }
@@ -199,14 +203,16 @@ fn explain(root: &Path, what: &str, source: io::Error, needed: &[(u32, &'static 
 
 fn refused(root: &Path, event: &str, Refusal { error, log }: Refusal) -> Error {
     let explained = explain(root, &format!("load the program for {event}"), error, &[BPF, PERFMON]);
-    let Error::System { source, .. } = explained else { return explained };
+    let Error::System { what, source } = explained else { return explained };
     if is_confidential(root) {
         return Error::Lockdown;
     }
     let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     let words = lines[lines.len().saturating_sub(LINES)..].join("\n");
-    let words = if words.is_empty() { "(none)".into() } else { words };
-    Error::Refused { event: event.into(), source, words }
+    match words.is_empty() {
+        true => Error::System { what, source },
+        false => Error::Refused { event: event.into(), source, words },
+    }
 }
 
 fn not_attached(root: &Path, event: &str, source: io::Error) -> Error {
@@ -300,7 +306,7 @@ mod tests {
         let text = of(&[ROOT], &log);
         assert!(text.contains("kvm_exit") && text.ends_with("line 18\nline 19"), "{text}");
         assert!(!text.contains("line 11\n") && text.contains("line 12\n"), "{text}");
-        assert!(of(&[ROOT], "").ends_with("(none)"));
+        assert!(of(&[ROOT], "").starts_with("cannot load the program for kvm_exit: "));
         assert!(of(&[ROOT, LOCKDOWN], &log).contains("lockdown=confidentiality"));
     }
 

@@ -30,7 +30,10 @@ pub enum Error {
     #[error("{DIRECTORY} is there already: `sudo exitscope bpf unpin` removes it, and ends its counting")]
     Exists,
     /// There can be none.
-    #[error("{path}: {source}{}", if source.kind() == io::ErrorKind::PermissionDenied { " (this is root's: use sudo)" } else { "" })]
+    #[error(
+        "{path}: {source}{}",
+        if source.kind() == io::ErrorKind::PermissionDenied { " (this is root's: use sudo)" } else { "" }
+    )]
     Access {
         /// What could not be had.
         path: PathBuf,

@@ -18,8 +18,8 @@ fn lacks() -> Option<String> {
     map.create().err().map(|error| format!("no maps can be made here: {error}"))
 }
 
-/// A program that adds a number from read-only data to the header's `unaccounted`, with a function of its own; a kernel's
-/// function that is not there it does not call.
+/// A program that adds a number from read-only data to the header's `unaccounted`, with a function of its own; a
+/// kernel's function that is not there it does not call.
 fn counting(event: &str) -> Made {
     let body = [
         &load(6, offset_of!(Header, unaccounted) as u64)[..],
