@@ -142,9 +142,8 @@ fn take_offset() -> u32 {
 /// Zeroes all of a cell but its head.
 fn clear(cell: &Counters) {
     let Counters { head: _, exits, cycles, min, max, user, halted, polled, histogram } = cell;
-    for word in [exits, cycles, min, max, user, halted, polled].into_iter().chain(histogram) {
-        word.store(0, Relaxed);
-    }
+    [exits, cycles, min, max, user, halted, polled].iter().for_each(|word| word.store(0, Relaxed));
+    histogram.iter().for_each(|word| word.store(0, Relaxed));
 }
 
 /// Shows a cell to readers.

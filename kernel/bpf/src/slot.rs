@@ -288,12 +288,9 @@ pub fn end(slot: &Slot) {
     if cells::end_vm(Cell::at(vm).unwrap_or(Cell::NONE)) {
         kernel::push(&raw const exitscope_finished, vm);
     }
-    for place in &slot.places {
-        let offset = place.load(Relaxed);
-        if offset != 0 {
-            kernel::push(&raw const exitscope_finished, offset);
-        }
-    }
+    slot.places.iter().map(|place| place.load(Relaxed)).filter(|&offset| offset != 0).for_each(|offset| {
+        kernel::push(&raw const exitscope_finished, offset);
+    });
     kernel::push(&raw const exitscope_finished, slot.cell.load(Relaxed));
     let kvm = slot.kvm.load(Relaxed);
     if kernel::vm(kvm).is_some_and(|entry| entry.vcpus.fetch_sub(1, AcqRel) == 1) {
