@@ -65,7 +65,7 @@ impl Bpf {
         let facts = Facts::prove(&btf)?;
         let object = Object::parse(object)?;
         let loader = Loader::new(&object, &facts, cells, btf.vendor())?;
-        let mut programs = select(object.programs(), btf.vendor().isa(), facts.cast().is_some())?;
+        let mut programs = select(object.programs(), btf.vendor().isa(), facts.cast().is_some(), true)?;
         programs.sort_by_key(|program| rank(program.event));
         let links = loader.attach(&programs)?;
         Ok(Self { links, cells: loader.cells, vendor: btf.vendor().clone() })
@@ -106,29 +106,31 @@ fn rank(event: &str) -> u32 {
     }
 }
 
-/// The programs for this machine: those that are for any, and those whose variant it is, which is `vmx` or `svm`, with
-/// `-probe` where the kernel has no cast.
+/// The programs for this machine: those that are for any, and for each event one of those whose variant it is. That is
+/// `vmx` or `svm`; where the kernel has no cast, with `-typed`, if KVM's types can be had, or else `-probe`.
 fn select<'p, 'a>(
     programs: &'p [Program<'a>],
     isa: Isa,
     cast: bool,
+    typed: bool,
 ) -> Result<Vec<&'p Program<'a>>, object::Error> {
-    let fits = |variant: &str| match variant.strip_prefix(isa.name()) {
-        Some(rest) => rest == if cast { "" } else { "-probe" },
-        None => variant.is_empty(),
-    };
-    let known = |variant: &str| {
-        let rest = Isa::ALL.iter().find_map(|isa| variant.strip_prefix(isa.name()));
-        variant.is_empty() || matches!(rest, Some("" | "-probe"))
-    };
-    if !programs.iter().all(|program| known(program.variant)) {
+    let variants = |isa: Isa| ["", "-typed", "-probe"].map(|rest| format!("{}{rest}", isa.name()));
+    let known = |variant| Isa::ALL.iter().any(|&isa| variants(isa).iter().any(|known| known == variant));
+    if !programs.iter().all(|program| program.variant.is_empty() || known(program.variant)) {
         return Err(object::Error::Wrong("a program is for machines of an unknown kind"));
     }
-    let selected: BTreeMap<&str, &Program<'_>> = programs
-        .iter()
-        .filter(|program| fits(program.variant))
-        .map(|program| (program.event, program))
-        .collect();
+    // The last one that is there is taken.
+    let [with_cast, with_types, without] = variants(isa);
+    let taken = match (cast, typed) {
+        (true, _) => vec![String::new(), with_cast],
+        (false, true) => vec![String::new(), without, with_types],
+        (false, false) => vec![String::new(), without],
+    };
+    let mut selected = BTreeMap::new();
+    for variant in taken {
+        let of_it = programs.iter().filter(|program| program.variant == variant);
+        selected.extend(of_it.map(|program| (program.event, program)));
+    }
     Ok(selected.into_values().collect())
 }
 

@@ -115,8 +115,8 @@ pub enum Step {
     },
     /// Load our eBPF programs, or unload them.
     Bpf {
-        /// On or off.
-        on: bool,
+        /// How many cells their region has; `None` unloads them.
+        cells: Option<u32>,
     },
     /// Report everything that our module has counted, or without it our eBPF programs: [`Event::Snapshot`].
     Snapshot {
@@ -288,6 +288,8 @@ pub enum Way {
     User(u32),
     /// By root without CAP_SYS_ADMIN.
     NoAdmin,
+    /// By a user of this number, with CAP_BPF and CAP_PERFMON.
+    Bpf(u32),
     /// Its output is read until so many lines have come, and then closed.
     ClosedAfter(usize),
     /// Its output is a terminal of so many columns.
@@ -302,6 +304,8 @@ pub enum Request {
     Interrupt,
     /// By SIGTERM, as `kill` does.
     Terminate,
+    /// By SIGKILL, which it does not notice.
+    Kill,
 }
 
 /// A guest to run.

@@ -1,12 +1,13 @@
 //! Every exit is counted, once, for its reason, its vCPU and its VM; the kernel's own histogram is the witness.
 
+use exitscope_abi::bpf::DEFAULT_CELLS;
 use exitscope_guest::workload::Workload;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Insert, Step};
 use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{
-    Transcript, console, exits_by_code, flat, guests, insert, lab, machine, machine_with, remove, zero_and,
-    zero_and_names,
+    Transcript, console, exits_by_code, flat, guests, insert, lab, load_bpf, machine, machine_with, remove,
+    zero_and, zero_and_names,
 };
 
 use crate::shared;
@@ -31,14 +32,16 @@ fn every_kind_of_exit_is_counted_exactly_on_intel_and_a_witness_agrees() {
     check(shared::transcript(Vendor::Intel), Vendor::Intel, count(Vendor::Intel));
 }
 
-/// So many exits of every kind, counted by our module and by the kernel's histogram.
+/// So many exits of every kind, counted by our module, by our eBPF programs and by the kernel's histogram.
 pub fn steps(vendor: Vendor, count: u64) -> Vec<Step> {
-    let mut steps = vec![Step::StartHistogram, insert("")];
+    let mut steps = vec![Step::StartHistogram, insert(""), load_bpf(DEFAULT_CELLS)];
     for workload in Workload::on(vendor.isa()) {
         steps.extend(zero_and(workload.name(), workload.name(), count, 1));
     }
     steps.push(Step::Snapshot { label: "exactness".into() });
+    steps.push(Step::BpfSnapshot { label: "exactness by eBPF".into() });
     steps.push(Step::ReadHistogram { label: "exactness".into() });
+    steps.push(Step::Bpf { cells: None });
     steps.push(remove());
     steps
 }
@@ -60,6 +63,7 @@ pub fn check(transcript: &Transcript, vendor: Vendor, count: u64) {
     let vms = transcript.snapshot("exactness");
     assert_eq!(vms.len(), 2 * Workload::on(vendor.isa()).count());
     transcript.kernel_agrees("exactness");
+    transcript.sources_agree(["exactness", "exactness by eBPF"]);
 }
 
 /// What the other tests here prove, they could fail to prove.

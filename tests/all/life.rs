@@ -2,14 +2,15 @@
 
 use std::sync::OnceLock;
 
+use exitscope_abi::bpf::DEFAULT_CELLS;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::{Paging, Setup};
-use exitscope_model::Vm;
+use exitscope_model::{Reason, Vm};
 use exitscope_tests::{
-    Transcript, default_series, exits, flat, guests, insert, lab, linux, machine, machine_with, refused,
-    remove, while_running,
+    Transcript, default_series, exits, flat, guests, insert, lab, linux, load_bpf, machine, machine_with,
+    refused, remove, while_running,
 };
 
 use crate::interface::{status, status_step};
@@ -53,14 +54,18 @@ fn the_module_comes_and_goes_many_times_with_and_without_a_guest() {
 fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
     // The module keeps 256 finished vCPUs apart, and the others in one sum; its memory grows no more.
     let one = || guests(vec![flat("one", "cpuid", 100, 1)]);
+    // The eBPF programs have room for a hundred of them, and move the others to their sum.
+    let cells = 1 << 10;
     let steps = vec![
         Step::StartHistogram,
         insert(""),
+        load_bpf(cells),
         Step::Repeat { times: 300, steps: vec![one()] },
         status_step("bounded"),
         Step::Repeat { times: 700, steps: vec![one()] },
         status_step("end"),
         Step::Snapshot { label: "end".into() },
+        Step::BpfSnapshot { label: "by eBPF".into() },
         Step::ReadHistogram { label: "end".into() },
     ];
     let transcript = machine("many", steps);
@@ -74,6 +79,16 @@ fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
     // But for a reason that one VM has shown and another one has not.
     let (bounded, end) = (used("bounded"), used("end"));
     assert!(end.abs_diff(bounded) < bounded / 4, "{bounded} bytes, then {end}");
+
+    let vms = transcript.snapshot("by eBPF");
+    assert_eq!(exitscope_tests::exits_by_code(vms), transcript.kernel_histogram("end"));
+    assert!(
+        (50..cells as usize / 4).contains(&vms.len()) && vms.iter().all(|vm| vm.finished),
+        "{}",
+        vms.len()
+    );
+    let kept: u64 = vms.iter().filter(|vm| vm.id != "retired").map(cpuids).sum();
+    assert_eq!(kept, (vms.len() as u64 - 1) * 100);
 }
 
 #[test]
@@ -82,9 +97,11 @@ fn thirty_two_vms_at_once_have_each_their_own() {
     let steps = vec![
         Step::StartHistogram,
         insert(""),
+        load_bpf(DEFAULT_CELLS),
         guests(vec![flat("frame", "rdmsr", 0, 1)]),
         Step::Repeat { times: 3, steps: vec![guests(crowd(2_000))] },
         Step::Snapshot { label: "end".into() },
+        Step::BpfSnapshot { label: "by eBPF".into() },
         Step::ReadHistogram { label: "end".into() },
         remove(),
     ];
@@ -95,6 +112,7 @@ fn thirty_two_vms_at_once_have_each_their_own() {
     let frame = rdmsrs(transcript.vm("end", "frame"));
     assert!(vms[1..].iter().all(|vm| rdmsrs(vm) - frame == 2_000));
     assert_eq!(exitscope_tests::exits_by_code(vms), transcript.kernel_histogram("end"));
+    transcript.sources_agree(["end", "by eBPF"]);
 }
 
 #[test]
@@ -133,8 +151,10 @@ fn time_is_kept_where_it_was_spent() {
     let steps = vec![
         polling,
         insert(""),
+        load_bpf(DEFAULT_CELLS),
         guests(vec![linux("sleeper", &["/init guest", "sleep 300"])]),
         Step::Snapshot { label: "end".into() },
+        Step::BpfSnapshot { label: "by eBPF".into() },
         remove(),
     ];
     // Its clock counts instructions, so that the guest is idle at times however slowly it runs here.
@@ -153,6 +173,27 @@ fn time_is_kept_where_it_was_spent() {
     let halts = find("HLT");
     assert!(halts.polled + halts.halted > halts.cycles / 2, "{halts:?}");
     assert!(halts.polled > 0 && halts.halted > 0, "{halts:?}");
+    parts_agree(&transcript);
+}
+
+/// The parts of all exits of the guest that sleeps are the same for the module and for the eBPF programs, but for 2 % at
+/// most, which is what each adds to what the other one measures.
+fn parts_agree(transcript: &Transcript) {
+    transcript.sources_agree(["end", "by eBPF"]);
+    let parts = |label: &str| {
+        let khz = transcript.tsc_khz(label) as f64;
+        let reasons = transcript.vm(label, "sleeper").vcpus.iter().flat_map(|vcpu| &vcpu.reasons);
+        let add = |sum: [u64; 4], reason: &Reason| {
+            let parts = [reason.kernel, reason.user, reason.polled, reason.halted];
+            std::array::from_fn(|part| sum[part] + parts[part])
+        };
+        reasons.fold([0; 4], add).map(|ticks| ticks as f64 / khz)
+    };
+    let [module, bpf] = ["end", "by eBPF"].map(parts);
+    eprintln!("ms in the kernel, user space, polled, halted: {module:.3?} and {bpf:.3?}");
+    for (module, bpf) in module.into_iter().zip(bpf) {
+        assert!(module > 0.0 && (bpf / module - 1.0).abs() < 0.02, "{module} ms and {bpf} ms");
+    }
 }
 
 /// One machine for all that is refused.

@@ -297,6 +297,37 @@ impl Transcript {
         assert_eq!(exits_by_code(self.snapshot(label)), self.kernel_histogram(label), "{label}");
     }
 
+    /// Ticks per ms of the times of a snapshot.
+    ///
+    /// # Panics
+    /// When there is no such snapshot.
+    pub fn tsc_khz(&self, name: &str) -> u32 {
+        self.find("snapshot", name, |event| match event {
+            Event::Snapshot { label, tsc_khz, .. } if label == name => Some(*tsc_khz),
+            _ => None,
+        })
+    }
+
+    /// Checks that two snapshots have the same exits of each reason of each vCPU, and as many of them untimed; VMs are the
+    /// same if their processes are.
+    ///
+    /// # Panics
+    /// When they differ.
+    pub fn sources_agree(&self, [one, other]: [&str; 2]) {
+        let counts = |label: &str| {
+            let mut counts = BTreeMap::new();
+            for vm in self.snapshot(label) {
+                for (vcpu, reason) in
+                    vm.vcpus.iter().flat_map(|vcpu| vcpu.reasons.iter().map(move |r| (vcpu, r)))
+                {
+                    counts.insert((vm.pid, vcpu.id, reason.code), (reason.exits, reason.untimed));
+                }
+            }
+            counts
+        };
+        assert_eq!(counts(one), counts(other), "{one} and {other}");
+    }
+
     /// Exits of a code that each vCPU of guest `full` has more than the same vCPU of guest `frame`. Where both did the
     /// same workload, `frame` none of it, that is what the workload caused, without the start and end of a guest.
     ///
@@ -387,6 +418,11 @@ pub fn command(label: &str, arguments: &[&str]) -> Step {
 /// Loads our module with these parameters.
 pub fn insert(parameters: &str) -> Step {
     Step::Insert(Insert { path: EXITSCOPE.into(), parameters: parameters.into() })
+}
+
+/// Loads our eBPF programs.
+pub fn load_bpf(cells: u32) -> Step {
+    Step::Bpf { cells: Some(cells) }
 }
 
 /// Unloads our module.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use exitscope_abi::reason::Isa;
 use exitscope_lab::emulator::{self, Vendor};
 use exitscope_lab::parts::series::Series;
@@ -19,6 +20,9 @@ pub struct Args {
     /// Vendor of the emulated CPU
     #[arg(long, default_value = "amd", value_parser = names(&Vendor::ALL, Vendor::name))]
     vendor: String,
+    /// Kernel that runs KVM
+    #[arg(long, default_value = "6.12", value_parser = PossibleValuesParser::new(Series::ALL.map(Series::name)))]
+    kernel: String,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -33,7 +37,7 @@ pub struct Args {
 /// Measures and prints.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut progress = Progress::new();
-    let lab = prepare(&args.vendor, Series::V6_12.name(), &args.out, &mut progress)?;
+    let lab = prepare(&args.vendor, &args.kernel, &args.out, &mut progress)?;
     let bench = bench::run(&lab, &mut progress)?;
     progress.done();
     if args.json {

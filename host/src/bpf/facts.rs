@@ -40,7 +40,9 @@ const NUMBERS: &[Number] = &[
     number("exitscope_poll_success", Part::Kvm, "kvm_vcpu.stat.generic.halt_poll_success_ns", 8),
     number("exitscope_poll_fail", Part::Kvm, "kvm_vcpu.stat.generic.halt_poll_fail_ns", 8),
     number("exitscope_halt_wait", Part::Kvm, "kvm_vcpu.stat.generic.halt_wait_ns", 8),
+    number("exitscope_hflags", Part::Kvm, "kvm_vcpu.arch.hflags", 4),
     number("exitscope_vmcb", Part::Svm, "vcpu_svm.vmcb", 8),
+    number("exitscope_vmcb01", Part::Svm, "vcpu_svm.vmcb01.ptr", 8),
     // Since 6.16 in a part that the vCPUs of TDX guests have at the same place.
     number("exitscope_exit_reason", Part::Vmx, "vcpu_vmx.vt.exit_reason|vcpu_vmx.exit_reason", 4),
 ];

@@ -159,7 +159,7 @@ fn this_kernel_takes_the_programs() {
             continue;
         }
         let loader = Loader::new(&object, &facts, FEWEST_CELLS, btf.vendor()).unwrap();
-        let programs = select(object.programs(), btf.vendor().isa(), cast).unwrap();
+        let programs = select(object.programs(), btf.vendor().isa(), cast, true).unwrap();
         assert!(programs.iter().any(|program| program.event == "kvm_exit"));
         for program in programs {
             let code = object.link(program, &loader).unwrap();
@@ -217,15 +217,15 @@ fn the_program_for_this_kernel_is_taken() {
     }
     let bytes = made.bytes();
     let object = Object::parse(&bytes).unwrap();
-    let selected = |isa, cast| {
-        let mut selected = select(object.programs(), isa, cast).unwrap();
+    let selected = |isa, cast, typed| {
+        let mut selected = select(object.programs(), isa, cast, typed).unwrap();
         selected.sort_by_key(|program| rank(program.event));
         selected.iter().map(|program| (program.event, program.variant)).collect::<Vec<_>>()
     };
     let [destroy, entry] = [("kvm_arch_vcpu_destroy", ""), ("kvm_entry", "")];
-    assert_eq!(selected(Isa::Svm, true), [destroy, entry, ("kvm_exit", "svm")]);
-    assert_eq!(selected(Isa::Svm, false), [destroy, entry, ("kvm_exit", "svm-probe")]);
-    assert_eq!(selected(Isa::Vmx, true), [destroy, entry, ("kvm_exit", "vmx")]);
+    assert_eq!(selected(Isa::Svm, true, true), [destroy, entry, ("kvm_exit", "svm")]);
+    assert_eq!(selected(Isa::Svm, false, false), [destroy, entry, ("kvm_exit", "svm-probe")]);
+    assert_eq!(selected(Isa::Vmx, true, false), [destroy, entry, ("kvm_exit", "vmx")]);
 }
 
 /// A directory with a bpffs, for as long as this lives.

@@ -51,6 +51,10 @@ numbers! {
     exitscope_halt_wait halt_wait_at;
     /// Where `struct vcpu_svm` has the pointer to its VMCB.
     exitscope_vmcb vmcb_at;
+    /// Where it has that of its own guest, which is not the one that runs while a nested guest does.
+    exitscope_vmcb01 vmcb01_at;
+    /// Where `struct kvm_vcpu` has its flags, one of which says that.
+    exitscope_hflags hflags_at;
     /// Where `struct vcpu_vmx` has the reason of the last exit.
     exitscope_exit_reason exit_reason_at;
     /// 1 where the kernel has `bpf_rdonly_cast`, see [`has_cast`].
@@ -185,6 +189,45 @@ pub fn exit_code(vcpu: u64, isa: Isa, cast: bool) -> u32 {
             (Isa::Vmx, false) => read::<u32>(vcpu + exit_reason_at()) & 0xffff,
         }
     }
+}
+
+/// HF_GUEST_MASK of the kernels without `bpf_rdonly_cast`: the vCPU runs a nested guest.
+const NESTED: u32 = 1 << 5;
+
+/// Where the VMCB of a vCPU's own guest has its exit code.
+pub fn exit_code_of_own_guest(vcpu: u64) -> u64 {
+    if isa() == Isa::Svm { read::<u64>(vcpu + vmcb01_at()) + EXIT_CODE } else { 0 }
+}
+
+/// As [`exit_code`] without a cast, where the verifier knows that `vcpu` is a vCPU: one read less, unless a nested guest
+/// runs. `own` is [`exit_code_of_own_guest`].
+#[inline(always)]
+pub fn exit_code_typed(vcpu: u64, own: u64) -> u32 {
+    // SAFETY: the verifier checks that a vCPU has 32 bits there.
+    let flags = unsafe { ((vcpu + hflags_at()) as *const u32).read_volatile() };
+    let at = if flags & NESTED == 0 { own } else { read::<u64>(vcpu + vmcb_at()) + EXIT_CODE };
+    read(at)
+}
+
+/// The low half of an address that is a typed pointer for the verifier, which allows no arithmetic with such.
+#[inline(always)]
+pub fn low_half(pointer: u64) -> u64 {
+    let low: u64;
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: a move between registers.
+    unsafe {
+        core::arch::asm!("w0 = w1", in("r1") pointer, out("r0") low, options(pure, nomem, nostack))
+    };
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        low = pointer as u32 as u64;
+    }
+    low
+}
+
+/// The first of a tracepoint's arguments as a number, also where it is a typed pointer.
+pub fn untyped(arguments: *const u64) -> u64 {
+    read(arguments as u64)
 }
 
 /// A VM in the map of those that live, by KVM's address of it.

@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use exitscope_abi::reason::Isa;
 use exitscope_core::EntryKind;
 
-use crate::kernel::{exit_code, first_argument, has_cast, isa, now};
+use crate::kernel::{exit_code, exit_code_typed, first_argument, has_cast, isa, low_half, now, untyped};
 use crate::slot::{Slot, end, find_or_enroll, retire};
 
 /// What a raw tracepoint's program gets.
@@ -55,6 +55,23 @@ exits! {
     exitscope_svm_exit_probe "raw_tp/kvm_exit.svm-probe" Svm false;
     exitscope_vmx_exit "raw_tp/kvm_exit.vmx" Vmx true;
     exitscope_vmx_exit_probe "raw_tp/kvm_exit.vmx-probe" Vmx false;
+}
+
+/// As [`on_exit`] with SVM on a kernel without `bpf_rdonly_cast`: what takes a helper each time is asked of a typed vCPU.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tp_btf/kvm_exit.svm-typed")]
+extern "C" fn exitscope_svm_exit_typed(arguments: Arguments) -> i64 {
+    // SAFETY: the tracepoint's first argument is the vCPU.
+    let vcpu = unsafe { arguments.read() };
+    let slot = Slot::direct(low_half(vcpu));
+    if !slot.is_of(vcpu) {
+        return exit_slow(untyped(arguments));
+    }
+    let code = exit_code_typed(vcpu, slot.own_exit_code());
+    let Some(cell) = slot.consecutive(code, Isa::Svm) else { return exit_slow(slot.vcpu()) };
+    // SAFETY: this is the handler of the vCPU's event.
+    unsafe { slot.clock() }.timer.exit(cell, now);
+    0
 }
 
 /// The vCPU's first exit, its first for this reason, or one of a vCPU whose slot is not the first that its address leads to.

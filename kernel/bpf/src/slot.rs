@@ -29,6 +29,8 @@ pub struct Slot {
     /// Zeroes until a vCPU has the slot.
     clock: UnsafeCell<MaybeUninit<Clock>>,
     kvm: AtomicU64,
+    /// See [`kernel::exit_code_of_own_guest`].
+    own_exit_code: AtomicU64,
     id: AtomicU32,
     /// Cells of its VM and its own, by their offsets.
     vm: AtomicU32,
@@ -81,6 +83,7 @@ impl Slot {
         vcpu: AtomicU64::new(0),
         clock: UnsafeCell::new(MaybeUninit::zeroed()),
         kvm: AtomicU64::new(0),
+        own_exit_code: AtomicU64::new(0),
         id: AtomicU32::new(0),
         vm: AtomicU32::new(0),
         cell: AtomicU32::new(0),
@@ -112,6 +115,12 @@ impl Slot {
             return None;
         }
         Cell::at(self.places.get(code as usize)?.load(Relaxed))
+    }
+
+    /// Where its own guest's exit code is.
+    #[inline(always)]
+    pub fn own_exit_code(&self) -> u64 {
+        self.own_exit_code.load(Relaxed)
     }
 
     /// The vCPU.
@@ -234,6 +243,7 @@ fn fill(slot: &Slot, vcpu: u64) -> bool {
     // SAFETY: the slot is this vCPU's, and this is the handler of its event.
     unsafe { (*slot.clock.get()).write(Clock::NEW) };
     slot.kvm.store(kvm, Relaxed);
+    slot.own_exit_code.store(kernel::exit_code_of_own_guest(vcpu), Relaxed);
     slot.id.store(id, Relaxed);
     slot.vm.store(vm.offset(), Relaxed);
     slot.cell.store(cell.offset(), Relaxed);

@@ -12,10 +12,13 @@ use std::time::Duration;
 use exitscope_abi::leaf::Expose;
 use exitscope_guest::leaves::Leaves;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Gid, Pid, PidfdFlags, Signal, Uid, pidfd_open, pidfd_send_signal};
 use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, configure_capability_in_ambient_set, remove_capability_from_bounding_set,
+    set_capabilities, set_keep_capabilities, set_thread_res_gid, set_thread_res_uid,
+};
 
 use super::kernel::mount_at;
 use super::wait::retry_for;
@@ -77,6 +80,7 @@ pub fn ended(
         let signal = match by {
             Request::Interrupt => Signal::INT,
             Request::Terminate => Signal::TERM,
+            Request::Kill => Signal::KILL,
         };
         let _ = pidfd_send_signal(process, signal);
     }
@@ -90,6 +94,7 @@ pub fn output_as(command: &[String], way: Way) -> Output {
     let output = match way {
         Way::User(user) => command.uid(user).gid(user).output(),
         Way::NoAdmin => no_admin(command),
+        Way::Bpf(user) => with_bpf(command, user),
         Way::ClosedAfter(lines) => closed_after(command, lines),
         Way::Terminal(columns) => on_terminal(command, columns),
     };
@@ -109,6 +114,22 @@ fn piped(command: &[String]) -> (Output, Command) {
 fn no_admin(mut command: Command) -> io::Result<process::Output> {
     let run = move || {
         remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN)?;
+        command.output()
+    };
+    thread::spawn(run).join().unwrap_or_else(|_| Err(io::Error::other("its thread died")))
+}
+
+/// Capabilities that a thread keeps when it becomes another user, and hands down to its programs.
+fn with_bpf(mut command: Command, user: u32) -> io::Result<process::Output> {
+    let run = move || {
+        let kept = CapabilitySet::BPF | CapabilitySet::PERFMON;
+        set_keep_capabilities(true)?;
+        set_thread_res_gid(Gid::from_raw(user), Gid::from_raw(user), Gid::from_raw(user))?;
+        set_thread_res_uid(Uid::from_raw(user), Uid::from_raw(user), Uid::from_raw(user))?;
+        set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: kept })?;
+        for capability in [CapabilitySet::BPF, CapabilitySet::PERFMON] {
+            configure_capability_in_ambient_set(capability, true)?;
+        }
         command.output()
     };
     thread::spawn(run).join().unwrap_or_else(|_| Err(io::Error::other("its thread died")))

@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use exitscope_abi::bpf::DEFAULT_CELLS;
 use exitscope_host::bpf::Bpf;
 use exitscope_host::region::{DEVICE, Region};
 
@@ -14,12 +13,11 @@ fn loaded() -> MutexGuard<'static, Option<Bpf>> {
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Loads the eBPF programs, or unloads them.
-pub fn switch_bpf(on: bool) -> io::Result<()> {
-    *loaded() = None;
-    if on {
-        *loaded() = Some(Bpf::load(DEFAULT_CELLS).map_err(io::Error::other)?);
-    }
+/// Loads the eBPF programs, with a region of so many cells, or unloads them.
+pub fn set_bpf(cells: Option<u32>) -> io::Result<()> {
+    let mut loaded = loaded();
+    *loaded = None;
+    *loaded = cells.map(Bpf::load).transpose().map_err(io::Error::other)?;
     Ok(())
 }
 

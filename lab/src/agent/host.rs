@@ -53,7 +53,7 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         Step::ReadHistogram { label } => {
             channel.send(&Event::Histogram { label: label.clone(), exits: kernel::read_histogram()? })
         }
-        Step::Bpf { on } => counters::switch_bpf(*on),
+        Step::Bpf { cells } => counters::set_bpf(*cells),
         Step::Snapshot { label } => channel.send(&snapshot(label, &counters::open()?)),
         Step::BpfSnapshot { label } => channel.send(&snapshot(label, &counters::of_bpf()?)),
         Step::Capabilities => channel.send(&capabilities::read()?),

@@ -4,6 +4,7 @@
 //! a batch of exits count the instructions of the whole round trip. The fastest batch has no timer interrupt in it,
 //! and is the same in every run.
 
+use exitscope_abi::bpf::DEFAULT_CELLS;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -42,7 +43,7 @@ pub struct Bench {
 pub struct Cost {
     /// Which emulated machine: `amd` or `intel`.
     pub lane: String,
-    /// What observes the exits: `none`, `module`, `module-off` (which answers no guest) or `ftrace`.
+    /// What observes the exits: `none`, `module`, `module-off` (which answers no guest), `bpf` or `ftrace`.
     pub watch: String,
     /// What the guest does.
     pub workload: String,
@@ -71,7 +72,7 @@ fn watches() -> Vec<Watch> {
         ("none", vec![], vec![]),
         ("module", insert(""), remove.clone()),
         ("module-off", insert("expose=off"), remove),
-        ("bpf", vec![Step::Bpf { on: true }], vec![Step::Bpf { on: false }]),
+        ("bpf", vec![Step::Bpf { cells: Some(DEFAULT_CELLS) }], vec![Step::Bpf { cells: None }]),
         ("ftrace", vec![Step::Ftrace { on: true }], vec![Step::Ftrace { on: false }]),
     ]
 }

@@ -1,5 +1,6 @@
 //! The main job: boots a guest on a stock KVM with our module, and makes a report of its exits.
 
+use exitscope_abi::bpf::DEFAULT_CELLS;
 use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_model::{self as model, GuestView, Machine, Phase, Report, SCHEMA, Tick, Vm};
 
@@ -91,7 +92,7 @@ impl Options {
     /// Starts what counts.
     pub(crate) fn start(&self) -> Step {
         if self.source == Source::Bpf {
-            return Step::Bpf { on: true };
+            return Step::Bpf { cells: Some(DEFAULT_CELLS) };
         }
         let parameters = format!("expose={} layout={}", self.expose.name(), self.layout.name());
         Step::Insert(Insert { path: EXITSCOPE.into(), parameters })
@@ -101,7 +102,7 @@ impl Options {
     fn stop(&self) -> Step {
         match self.source {
             Source::Module => Step::Remove { name: "exitscope".into() },
-            Source::Bpf => Step::Bpf { on: false },
+            Source::Bpf => Step::Bpf { cells: None },
         }
     }
 
