@@ -2,6 +2,7 @@
 //! ([`control`]); of the operating system, what VMs are called ([`names`]) and the [`cpu`] time of their processes; and
 //! what works on this machine ([`doctor`]).
 
+pub mod compat_ioctl;
 pub mod control;
 pub mod cpu;
 pub mod doctor;

@@ -1,8 +1,10 @@
 //! What an administrator may ask of `/dev/exitscope`: to read, a policy for one VM, a reset; and what must be refused.
 
+use std::sync::OnceLock;
+
 use exitscope_abi::region::{CELL_SIZE, FIELDS};
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::job::{Guest, Step, Way};
+use exitscope_lab::job::{Event, Guest, Step, Way};
 use exitscope_model::{self as model, Reason, Vm};
 use exitscope_tests::{
     Transcript, command, exits, exits_by_code, flat, guests, insert, linux, machine, remove, sums_are_totals,
@@ -172,21 +174,61 @@ fn a_reset_is_a_baseline_that_readers_subtract() {
     assert_eq!(exits_by_code(transcript.snapshot("end")), transcript.kernel_histogram("end"));
 }
 
+/// One machine that is asked for nonsense, and for what has a meaning by 32-bit system calls too.
+fn nonsense() -> &'static Transcript {
+    static TRANSCRIPT: OnceLock<Transcript> = OnceLock::new();
+    let fuzz = |seed| Step::FuzzDevice { seed, requests: 400 };
+    let steps = || {
+        // The second VM of this machine.
+        let meanwhile = vec![Step::AwaitVm { id: 2 }, Step::AskBothWays { vm: 2 }, fuzz(2), fuzz(3)];
+        vec![
+            Step::StartHistogram,
+            insert(""),
+            fuzz(1),
+            while_running(vec![flat("frame", "cpuid", 0, 2)], vec![]),
+            while_running(vec![flat("bystander", "cpuid", 200_000, 2)], meanwhile),
+            Step::Snapshot { label: "end".into() },
+            Step::ReadHistogram { label: "end".into() },
+            remove(),
+        ]
+    };
+    // `machine` fails on any warning in the kernel's log.
+    TRANSCRIPT.get_or_init(|| machine("nonsense", steps()))
+}
+
+#[test]
+fn programs_of_32_bits_are_answered_like_those_of_64() {
+    const OK: i32 = 0;
+    const ENOENT: i32 = 2;
+    const ESRCH: i32 = 3;
+    const EBADF: i32 = 9;
+    const EFAULT: i32 = 14;
+    const EINVAL: i32 = 22;
+    const ENOTTY: i32 = 25;
+    let answers = nonsense().find("device's", "answers", |event| match event {
+        Event::Requests { answers } => Some(answers),
+        _ => None,
+    });
+    let Some(answers) = answers else {
+        return println!("skipped: the machine's kernel has no 32-bit system calls");
+    };
+    let expected = [
+        ("a policy for a VM", OK),
+        ("the module's policy for it", OK),
+        ("a policy for no VM", ENOENT),
+        ("no policy", EINVAL),
+        ("a policy for no process", ESRCH),
+        ("a reset", OK),
+        ("another request", ENOTTY),
+        ("no address", EFAULT),
+        ("a reset by a reader", EBADF),
+    ];
+    assert_eq!(*answers, expected.map(|(request, answer)| (request.to_owned(), [answer; 2])));
+}
+
 #[test]
 fn nonsense_is_refused_and_disturbs_nobody() {
-    let fuzz = |seed| Step::FuzzDevice { seed, requests: 400 };
-    let steps = vec![
-        Step::StartHistogram,
-        insert(""),
-        fuzz(1),
-        while_running(vec![flat("frame", "cpuid", 0, 2)], vec![]),
-        while_running(vec![flat("bystander", "cpuid", 200_000, 2)], vec![fuzz(2), fuzz(3)]),
-        Step::Snapshot { label: "end".into() },
-        Step::ReadHistogram { label: "end".into() },
-        remove(),
-    ];
-    // `machine` fails on any warning in the kernel's log.
-    let transcript = machine("nonsense", steps);
+    let transcript = nonsense();
     assert!(transcript.guest("bystander").still_running);
     assert_eq!(transcript.added("end", &["frame", "bystander"], CPUID), [200_000; 2]);
     transcript.kernel_agrees("end");
