@@ -321,6 +321,10 @@ pub struct Guest {
     /// only when it has ended. Not under QEMU.
     #[serde(default)]
     pub lingers: bool,
+    /// Whether its work is more than it shall do: its VMM is killed when the steps of `meanwhile` are done, if it is
+    /// still running. Then it has no results. Not under QEMU.
+    #[serde(default)]
+    pub endless: bool,
 }
 
 /// What a guest does.
