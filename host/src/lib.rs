@@ -3,6 +3,7 @@
 //! what works on this machine ([`doctor`]).
 
 pub mod bpf;
+pub mod compat_ioctl;
 pub mod control;
 pub mod cpu;
 pub mod doctor;

@@ -160,6 +160,15 @@ pub enum Step {
         /// EAX, EBX, ECX and EDX as the VMM sets them then; `None` leaves them.
         set: Option<[u64; 4]>,
     },
+    /// Have a guest ask a leaf all the time, and send it INITs: [`Event::Inits`].
+    InitWhileAsking {
+        /// Names the event that answers.
+        label: String,
+        /// The leaf; the sub-leaf is 0.
+        leaf: u32,
+        /// How many INITs.
+        times: u32,
+    },
     /// Read a file: [`Event::Output`].
     Read {
         /// Names the event that answers.
@@ -246,6 +255,11 @@ pub enum Step {
         /// How many.
         requests: u32,
     },
+    /// Make requests of our module's device by 64-bit and by 32-bit system calls: [`Event::Requests`].
+    AskBothWays {
+        /// The number of a live VM, whose policy is the module's afterwards.
+        vm: u64,
+    },
     /// Do this step, which must fail: [`Event::Refused`].
     Refused {
         /// Names the event that answers.
@@ -321,6 +335,10 @@ pub struct Guest {
     /// only when it has ended. Not under QEMU.
     #[serde(default)]
     pub lingers: bool,
+    /// Whether its work is more than it shall do: its VMM is killed when the steps of `meanwhile` are done, if it is
+    /// still running. Then it has no results. Not under QEMU.
+    #[serde(default)]
+    pub endless: bool,
 }
 
 /// What a guest does.
@@ -427,6 +445,20 @@ pub enum Event {
         synced: [u64; 4],
         /// What the guest has two instructions later.
         after: [u64; 4],
+    },
+    /// A guest's EAX, EBX, ECX and EDX after INITs that came while it asked a leaf all the time.
+    Inits {
+        /// From [`Step::InitWhileAsking`].
+        label: String,
+        /// The registers after the INITs, each combination once.
+        registers: Vec<[u64; 4]>,
+        /// CPUIDs that the guest has gone on after.
+        cpuids: u32,
+    },
+    /// What requests of our module's device were answered; `None` where the kernel has no 32-bit system calls.
+    Requests {
+        /// Each request, and 0 or an errno: by a 64-bit system call, and by a 32-bit one.
+        answers: Option<Vec<(String, [i32; 2])>>,
     },
     /// How exits came while guests ran.
     Timeline {

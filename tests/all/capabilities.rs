@@ -6,8 +6,10 @@ use exitscope_caps::decode::{Document, decode};
 use exitscope_caps::dump;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
-use exitscope_tests::{Transcript, command, guests, linux, machine_of};
+use exitscope_tests::{Transcript, command, guests, linux};
 use serde_json::Value;
+
+use crate::shared;
 
 /// A word of /proc/cpuinfo, and the fields that must all be there for it: name of the register and of the field.
 type Flag = (&'static str, &'static [(&'static str, &'static str)]);
@@ -117,8 +119,10 @@ fn check_flags(document: &Document, kernels: &[String], table: &[Flag]) -> usize
     there
 }
 
-/// A boot in which the agent and the command read capabilities, after `first`.
-fn boot(vendor: Vendor, first: Option<Step>) -> Transcript {
+/// The agent and the command read capabilities; on AMD a guest does before.
+pub fn steps(vendor: Vendor) -> Vec<Step> {
+    let first = || guests(vec![linux("nested", &["/init caps --json"])]);
+    let first = (vendor == Vendor::Amd).then(first);
     let steps = [
         Step::Capabilities,
         command("live", &["caps", "--json"]),
@@ -128,7 +132,7 @@ fn boot(vendor: Vendor, first: Option<Step>) -> Transcript {
         Step::Remove { name: "msr".into() },
         command("without the driver", &["caps", "--json"]),
     ];
-    machine_of(vendor, "capabilities", first.into_iter().chain(steps).collect())
+    first.into_iter().chain(steps).collect()
 }
 
 /// The command in the machine says what is decoded here, and that KVM uses this feature first of all.
@@ -159,14 +163,14 @@ fn leaves(dump: &str) -> Vec<(Address, Option<u64>)> {
 
 #[test]
 fn bochs_says_what_kvm_intels_kernel_says() {
-    let transcript = boot(Vendor::Intel, None);
+    let transcript = shared::DEFAULT.part(Vendor::Intel, "capabilities");
     let capabilities = transcript.capabilities();
     let document = decode(capabilities.cpus);
     let there = check_flags(&document, capabilities.vmx_flags, VMX_FLAGS);
     assert_eq!(there, capabilities.vmx_flags.len(), "words without a row: {:?}", capabilities.vmx_flags);
     assert!(there > 15, "{:?}", capabilities.vmx_flags);
     assert_eq!(check_flags(&document, capabilities.flags, VMX_FLAGS_OF_OLD), VMX_FLAGS_OF_OLD.len());
-    check_command(&transcript, &document, "EPT");
+    check_command(transcript, &document, "EPT");
     let without = transcript.result_of("without the driver");
     assert_eq!((without.status, without.stdout.as_str()), (Some(1), ""));
     assert!(
@@ -174,7 +178,7 @@ fn bochs_says_what_kvm_intels_kernel_says() {
         "{without:?}"
     );
     assert_eq!(
-        more_than_the_cpu(&transcript),
+        more_than_the_cpu(transcript),
         ["VMX-preemption timer rate"],
         "KVM makes the timer of its own"
     );
@@ -182,11 +186,11 @@ fn bochs_says_what_kvm_intels_kernel_says() {
 
 #[test]
 fn qemu_says_what_kvm_amds_kernel_says() {
-    let transcript = boot(Vendor::Amd, Some(guests(vec![linux("nested", &["/init caps --json"])])));
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "capabilities");
     let capabilities = transcript.capabilities();
     let document = decode(capabilities.cpus);
     assert!(check_flags(&document, capabilities.flags, SVM_FLAGS) >= 2, "{:?}", capabilities.flags);
-    check_command(&transcript, &document, "nested paging");
+    check_command(transcript, &document, "nested paging");
 
     let without = transcript.result_of("without the driver");
     assert!(without.stderr.contains("sudo modprobe msr"), "{without:?}");
@@ -206,7 +210,7 @@ fn qemu_says_what_kvm_amds_kernel_says() {
         "a guest sees what KVM offers: {guests:?}"
     );
     assert_eq!(
-        more_than_the_cpu(&transcript),
+        more_than_the_cpu(transcript),
         ["VmcbClean", "FlushByAsid"],
         "KVM does these by itself for its guests"
     );

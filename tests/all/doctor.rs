@@ -2,9 +2,12 @@
 
 use std::process::Command;
 
+use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_model::doctor::{Check, Diagnosis, SCHEMA, Verdict};
-use exitscope_tests::{command, insert, linux, machine, program, refused, remove, while_running};
+use exitscope_tests::{command, insert, linux, program, refused, remove, while_running};
+
+use crate::shared;
 
 const FTRACE: &str = "/proc/sys/kernel/ftrace_enabled";
 
@@ -23,10 +26,10 @@ fn write(text: &str) -> Step {
     Step::Write { path: FTRACE.into(), text: text.into() }
 }
 
-#[test]
-fn what_it_says_of_a_host_and_of_a_guest_is_so() {
+/// It is asked in every state of the module, on the host and in a guest.
+pub fn steps() -> Vec<Step> {
     let json = |label| command(label, &["doctor", "--json"]);
-    let steps = vec![
+    vec![
         json("before"),
         write("0"),
         json("ftrace"),
@@ -39,8 +42,12 @@ fn what_it_says_of_a_host_and_of_a_guest_is_so() {
             vec![json("after"), command("text", &["doctor"])],
         ),
         remove(),
-    ];
-    let transcript = machine("doctor", steps);
+    ]
+}
+
+#[test]
+fn what_it_says_of_a_host_and_of_a_guest_is_so() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "doctor");
     let of = |label: &str| parse(&transcript.result_of(label).stdout);
     let [before, ftrace, log, after] = ["before", "ftrace", "log", "after"].map(of);
     assert_eq!(transcript.result_of("before").status, Some(1));

@@ -6,8 +6,8 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Insert, Step};
 use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{
-    Transcript, console, exits_by_code, flat, guests, insert, lab, load_bpf, machine, machine_with, remove,
-    zero_and, zero_and_names,
+    Transcript, console, exits_by_code, flat, guests, insert, lab, load_bpf, machine_with, remove, zero_and,
+    zero_and_names,
 };
 
 use crate::shared;
@@ -88,22 +88,27 @@ fn a_module_that_counts_wrongly_is_found_out() {
     assert!(console(Vendor::Amd, "miscount").contains("this is the build miscount"));
 }
 
-#[test]
-fn two_guests_at_once_have_each_exactly_their_own() {
+/// Two guests at once, after two that do nothing.
+pub fn two_guests_steps() -> Vec<Step> {
     let pair = |count| {
         let name = |workload: &str| format!("{workload}-{count}");
         let [cpuid, rdmsr] = ["cpuid", "rdmsr"].map(|workload| flat(&name(workload), workload, count, 2));
         guests(vec![cpuid, rdmsr])
     };
-    let steps = vec![
+    vec![
         Step::StartHistogram,
         insert(""),
         pair(0),
         pair(EXITS),
         Step::Snapshot { label: "end".into() },
         Step::ReadHistogram { label: "end".into() },
-    ];
-    let transcript = machine("two-guests", steps);
+        remove(),
+    ]
+}
+
+#[test]
+fn two_guests_at_once_have_each_exactly_their_own() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "two guests");
     for (workload, other) in [(Workload::Cpuid, Workload::Rdmsr), (Workload::Rdmsr, Workload::Cpuid)] {
         let names = zero_and_names(workload.name(), EXITS);
         let added = |kind: Workload| {

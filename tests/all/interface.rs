@@ -2,7 +2,7 @@
 
 use exitscope_abi::region::{CELL_SIZE, FIELDS};
 use exitscope_lab::emulator::Vendor;
-use exitscope_lab::job::{Guest, Step, Way};
+use exitscope_lab::job::{Event, Guest, Step, Way};
 use exitscope_model::{self as model, Reason, Vm};
 use exitscope_tests::{
     Transcript, command, exits, exits_by_code, flat, guests, insert, linux, machine, remove, sums_are_totals,
@@ -51,8 +51,8 @@ fn reasons(vm: &Vm) -> Vec<Reason> {
     model::merge(vm.vcpus.iter().flat_map(|vcpu| &vcpu.reasons))
 }
 
-#[test]
-fn a_policy_may_be_set_for_one_vm() {
+/// Guests with and without a policy of their own, and who may not set one.
+pub fn policy_steps() -> Vec<Step> {
     let read = ["/init guest --json"];
     let [of_host, of_vcpu] = [0x4fff_fff1, 0x4fff_fff5].map(|number| leaf(number, 0));
     let read_both = [read[0], &of_host, &of_vcpu];
@@ -62,7 +62,7 @@ fn a_policy_may_be_set_for_one_vm() {
         command: line.split_whitespace().map(str::to_owned).collect(),
         way: Way::NoAdmin,
     };
-    let steps = vec![
+    vec![
         insert(""),
         guests(vec![flat("first", "rdmsr", 1_000, 1)]),
         while_running(
@@ -88,12 +88,16 @@ fn a_policy_may_be_set_for_one_vm() {
         policy("wrong", "1", "everyone"),
         Step::Snapshot { label: "end".into() },
         remove(),
-    ];
-    let transcript = machine("policy-of-one", steps);
+    ]
+}
+
+#[test]
+fn a_policy_may_be_set_for_one_vm() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "policy of one");
     for done in ["off", "host", "vm", "back"] {
         transcript.output(done);
     }
-    let during = status(&transcript, "during").vms;
+    let during = status(transcript, "during").vms;
     let shown: Vec<_> = during.iter().map(|vm| (vm.id.as_str(), vm.expose.as_deref())).collect();
     assert_eq!(shown, [("1", None), ("2", Some("off"))]);
 
@@ -172,23 +176,63 @@ fn a_reset_is_a_baseline_that_readers_subtract() {
     assert_eq!(exits_by_code(transcript.snapshot("end")), transcript.kernel_histogram("end"));
 }
 
-#[test]
-fn nonsense_is_refused_and_disturbs_nobody() {
+/// Asks the device for nonsense, and by 32-bit system calls for what has a meaning.
+pub fn nonsense_steps() -> Vec<Step> {
     let fuzz = |seed| Step::FuzzDevice { seed, requests: 400 };
-    let steps = vec![
+    // The second VM since the module is there.
+    let meanwhile = vec![Step::AwaitVm { id: 2 }, Step::AskBothWays { vm: 2 }, fuzz(2), fuzz(3)];
+    vec![
         Step::StartHistogram,
         insert(""),
         fuzz(1),
         while_running(vec![flat("frame", "cpuid", 0, 2)], vec![]),
-        while_running(vec![flat("bystander", "cpuid", 200_000, 2)], vec![fuzz(2), fuzz(3)]),
+        while_running(vec![flat("bystander", "cpuid", 100_000, 2)], meanwhile),
         Step::Snapshot { label: "end".into() },
         Step::ReadHistogram { label: "end".into() },
         remove(),
+    ]
+}
+
+/// What the machine answered to that, which fails on any warning in the kernel's log.
+fn nonsense() -> &'static Transcript {
+    shared::DEFAULT.part(Vendor::Amd, "nonsense")
+}
+
+#[test]
+fn programs_of_32_bits_are_answered_like_those_of_64() {
+    const OK: i32 = 0;
+    const ENOENT: i32 = 2;
+    const ESRCH: i32 = 3;
+    const EBADF: i32 = 9;
+    const EFAULT: i32 = 14;
+    const EINVAL: i32 = 22;
+    const ENOTTY: i32 = 25;
+    let answers = nonsense().find("device's", "answers", |event| match event {
+        Event::Requests { answers } => Some(answers),
+        _ => None,
+    });
+    let Some(answers) = answers else {
+        return println!("skipped: the machine's kernel has no 32-bit system calls");
+    };
+    let expected = [
+        ("a policy for a VM", OK),
+        ("the module's policy for it", OK),
+        ("a policy for no VM", ENOENT),
+        ("no policy", EINVAL),
+        ("a policy for no process", ESRCH),
+        ("a reset", OK),
+        ("another request", ENOTTY),
+        ("no address", EFAULT),
+        ("a reset by a reader", EBADF),
     ];
-    // `machine` fails on any warning in the kernel's log.
-    let transcript = machine("nonsense", steps);
+    assert_eq!(*answers, expected.map(|(request, answer)| (request.to_owned(), [answer; 2])));
+}
+
+#[test]
+fn nonsense_is_refused_and_disturbs_nobody() {
+    let transcript = nonsense();
     assert!(transcript.guest("bystander").still_running);
-    assert_eq!(transcript.added("end", &["frame", "bystander"], CPUID), [200_000; 2]);
+    assert_eq!(transcript.added("end", &["frame", "bystander"], CPUID), [100_000; 2]);
     transcript.kernel_agrees("end");
 }
 
@@ -199,7 +243,7 @@ pub fn description_steps() -> Vec<Step> {
 
 #[test]
 fn the_region_describes_itself() {
-    let transcript = shared::transcript(Vendor::Amd);
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "description");
     let shown: serde_json::Value = serde_json::from_str(transcript.output("description")).unwrap();
     let expected: Vec<_> = FIELDS
         .iter()
@@ -213,13 +257,15 @@ fn the_region_describes_itself() {
     assert_eq!(shown, serde_json::Value::from(expected));
 }
 
-#[test]
-fn a_thousand_vcpus_are_counted_at_once() {
-    const VMS: u32 = 8;
-    const VCPUS: u32 = 128;
+/// VMs at once, and the vCPUs of each.
+const VMS: u32 = 8;
+const VCPUS: u32 = 128;
+
+/// Many vCPUs at once, and then more than stay apart.
+pub fn crowd_steps() -> Vec<Step> {
     let crowd =
         |count| (0..VMS).map(|vm| lingering(&format!("vm-{count}-{vm}"), "rdmsr", count, VCPUS)).collect();
-    let steps = vec![
+    vec![
         Step::StartHistogram,
         insert(""),
         guests(vec![flat("frame", "rdmsr", 0, 1)]),
@@ -229,9 +275,13 @@ fn a_thousand_vcpus_are_counted_at_once() {
         status_step("after"),
         Step::ReadHistogram { label: "after".into() },
         remove(),
-    ];
-    let transcript = machine("crowd", steps);
-    let crowd = status(&transcript, "crowd");
+    ]
+}
+
+#[test]
+fn a_thousand_vcpus_are_counted_at_once() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "crowd");
+    let crowd = status(transcript, "crowd");
     assert_eq!(crowd.quality, model::Quality::default());
     let frame = exits(&reasons(&crowd.vms[0]), RDMSR);
     let live: Vec<&Vm> = crowd.vms.iter().filter(|vm| !vm.finished).collect();
@@ -245,7 +295,7 @@ fn a_thousand_vcpus_are_counted_at_once() {
     // With the last one there are more than the 256 finished vCPUs that stay. The large one went into the sum of all
     // before it as a whole, though most of its vCPUs have not been added to it yet: their cells are still in use, a
     // vCPU's own, those of its overflow and of one reason at least.
-    let after = status(&transcript, "after");
+    let after = status(transcript, "after");
     let [retired, last] = after.vms.as_slice() else { panic!("{:?}", after.vms) };
     assert_eq!((retired.id.as_str(), retired.finished, last.vcpus.len()), ("retired", true, 3));
     assert_eq!(retired.vcpus.len(), 1);
@@ -253,9 +303,9 @@ fn a_thousand_vcpus_are_counted_at_once() {
     assert_eq!(exits_by_code(&after.vms), transcript.kernel_histogram("after"));
 }
 
-#[test]
-fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
-    let steps = vec![
+/// Guests for which there is not enough room.
+pub fn short_steps() -> Vec<Step> {
+    vec![
         Step::StartHistogram,
         // Nine cells for VMs: one of one vCPU with some of a Linux guest's reasons, and then none.
         insert("pages=2"),
@@ -270,10 +320,14 @@ fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
         guests(vec![flat("modest", "mmio", 1_000, 1)]),
         status_step("quota"),
         remove(),
-    ];
-    let transcript = machine("short", steps);
-    a_vm_has_no_more_counters_than_its_quota(&transcript);
-    let end = status(&transcript, "end");
+    ]
+}
+
+#[test]
+fn where_memory_is_short_the_overflow_counts_and_a_flag_says_so() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "short");
+    a_vm_has_no_more_counters_than_its_quota(transcript);
+    let end = status(transcript, "end");
     assert!(end.quality.overflowed && end.quality.unaccounted > 0, "{:?}", end.quality);
     sums_are_totals(&end.vms);
     let counted: u64 = end.vms.iter().map(|vm| vm.total().exits).sum();
@@ -298,15 +352,20 @@ fn overflow(vm: &Vm) -> u64 {
     reasons(vm).into_iter().filter(|reason| reason.code == model::OVERFLOW).map(|reason| reason.exits).sum()
 }
 
-#[test]
-fn finished_vms_make_room_for_new_ones() {
+/// A VM after the other where there is room for few.
+pub fn room_steps() -> Vec<Step> {
     // There is room for two or three VMs.
     let one = |number: u32| guests(vec![flat(&format!("vm-{number}"), "hypercall", 1_000, 1)]);
     let mut steps = vec![Step::StartHistogram, insert("pages=3")];
     steps.extend((0..20).map(one));
     steps.extend([status_step("end"), Step::ReadHistogram { label: "end".into() }, remove()]);
-    let transcript = machine("room", steps);
-    let end = status(&transcript, "end");
+    steps
+}
+
+#[test]
+fn finished_vms_make_room_for_new_ones() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "room");
+    let end = status(transcript, "end");
     assert_eq!((end.quality.overflowed, end.quality.unaccounted), (false, 0));
     sums_are_totals(&end.vms);
     assert_eq!(exits_by_code(&end.vms), transcript.kernel_histogram("end"));

@@ -1,7 +1,5 @@
 //! The module comes and goes, beside running guests too, and refuses what it must.
 
-use std::sync::OnceLock;
-
 use exitscope_abi::bpf::DEFAULT_CELLS;
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
@@ -9,11 +7,12 @@ use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::{Paging, Setup};
 use exitscope_model::{Reason, Vm};
 use exitscope_tests::{
-    Transcript, default_series, exits, flat, guests, insert, lab, linux, load_bpf, machine, machine_with,
-    refused, remove, while_running,
+    Transcript, default_series, endless, exits, flat, guests, insert, lab, linux, load_bpf, machine,
+    machine_with, refused, remove, while_running,
 };
 
 use crate::interface::{status, status_step};
+use crate::shared;
 
 const CPUID: u32 = 0x72;
 const RDMSR: u32 = 0x7c;
@@ -29,7 +28,7 @@ fn the_module_comes_and_goes_many_times_with_and_without_a_guest() {
     let with_a_guest = if default_series() == Series::Debug { 4 } else { 30 };
     let steps = vec![
         cycles(100),
-        while_running(vec![flat("bystander", "cpuid", 400_000, 2)], vec![cycles(with_a_guest)]),
+        while_running(vec![endless("bystander", "cpuid", 2)], vec![cycles(with_a_guest)]),
         // It works after all that, for a guest that was there before it as well.
         while_running(vec![flat("early", "cpuid", 200_000, 1)], vec![insert("")]),
         guests(vec![flat("frame", "cpuid", 0, 1)]),
@@ -91,10 +90,10 @@ fn a_thousand_vms_in_a_row_leave_what_is_bounded() {
     assert_eq!(kept, (vms.len() as u64 - 1) * 100);
 }
 
-#[test]
-fn thirty_two_vms_at_once_have_each_their_own() {
+/// VMs that run at once.
+pub fn at_once_steps() -> Vec<Step> {
     let crowd = |count: u64| (0..32).map(|vm| flat(&format!("vm-{vm}-{count}"), "rdmsr", count, 1)).collect();
-    let steps = vec![
+    vec![
         Step::StartHistogram,
         insert(""),
         load_bpf(DEFAULT_CELLS),
@@ -103,9 +102,14 @@ fn thirty_two_vms_at_once_have_each_their_own() {
         Step::Snapshot { label: "end".into() },
         Step::BpfSnapshot { label: "by eBPF".into() },
         Step::ReadHistogram { label: "end".into() },
+        Step::Bpf { cells: None },
         remove(),
-    ];
-    let transcript = machine("at-once", steps);
+    ]
+}
+
+#[test]
+fn thirty_two_vms_at_once_have_each_their_own() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "at once");
     let vms = transcript.snapshot("end");
     assert_eq!(vms.len(), 1 + 3 * 32);
     let rdmsrs = |vm: &Vm| exits(&vm.vcpus[0].reasons, RDMSR);
@@ -115,24 +119,28 @@ fn thirty_two_vms_at_once_have_each_their_own() {
     transcript.sources_agree(["end", "by eBPF"]);
 }
 
-#[test]
-fn a_vmm_that_is_stopped_for_a_while_loses_nothing() {
+/// A VMM that is stopped and goes on.
+pub fn stopped_steps() -> Vec<Step> {
     let pause = |on| Step::Pause { guest: "stopped".into(), on };
-    let steps = vec![
+    vec![
         Step::StartHistogram,
         insert(""),
         guests(vec![flat("frame", "rdmsr", 0, 2)]),
         while_running(
-            vec![flat("stopped", "rdmsr", 200_000, 2)],
+            vec![flat("stopped", "rdmsr", 100_000, 2)],
             vec![pause(true), Step::Sleep { ms: 500 }, pause(false)],
         ),
         Step::Snapshot { label: "end".into() },
         Step::ReadHistogram { label: "end".into() },
         remove(),
-    ];
-    let transcript = machine("stopped", steps);
+    ]
+}
+
+#[test]
+fn a_vmm_that_is_stopped_for_a_while_loses_nothing() {
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "stopped");
     assert!(transcript.guest("stopped").still_running);
-    assert_eq!(transcript.added("end", &["frame", "stopped"], RDMSR), [200_000; 2]);
+    assert_eq!(transcript.added("end", &["frame", "stopped"], RDMSR), [100_000; 2]);
     for stopped in &transcript.vm("end", "stopped").vcpus {
         // A signal sends a vCPU through user space.
         let user: u64 = stopped.reasons.iter().map(|reason| reason.user).sum();
@@ -196,11 +204,13 @@ fn parts_agree(transcript: &Transcript) {
     }
 }
 
-/// One machine for all that is refused.
+/// All that is refused.
+pub fn refusals_steps() -> Vec<Step> {
+    [parameter_steps(), probe_steps(), hook_steps()].concat()
+}
+
 fn refusals() -> &'static Transcript {
-    static TRANSCRIPT: OnceLock<Transcript> = OnceLock::new();
-    let steps = || [parameter_steps(), probe_steps(), hook_steps()].concat();
-    TRANSCRIPT.get_or_init(|| machine("refusals", steps()))
+    shared::DEFAULT.part(Vendor::Amd, "refusals")
 }
 
 /// What the kernel says it traces.

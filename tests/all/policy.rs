@@ -11,12 +11,7 @@ use crate::asking::{self, GUEST, Phase};
 use crate::shared;
 
 /// Hypercalls that the other guest makes on each of its two vCPUs; a Linux guest of one vCPU makes next to none.
-fn others(vendor: Vendor) -> u64 {
-    match vendor {
-        Vendor::Amd => 100_000,
-        Vendor::Intel => 20_000,
-    }
-}
+const OTHERS: u64 = 20_000;
 
 /// A question to each of our leaves and to each of the course's, and one by our own command.
 fn all_leaves(vendor: Vendor) -> Vec<String> {
@@ -64,7 +59,7 @@ pub fn phases(vendor: Vendor) -> Vec<Phase> {
         change: vec![Step::set("expose", expose)],
         says: expose.into(),
         commands: vec!["/init guest --json".into()],
-        beside: Some(flat(&format!("other-{expose}"), "hypercall", others(vendor), 2)),
+        beside: Some(flat(&format!("other-{expose}"), "hypercall", OTHERS, 2)),
         snapshot: Some(expose),
     };
     let off = alone("off", Step::set("expose", "off"));
@@ -73,7 +68,7 @@ pub fn phases(vendor: Vendor) -> Vec<Phase> {
 
 /// Checks what a machine answered to [`asking::steps`].
 pub fn check(transcript: &Transcript, vendor: Vendor) {
-    let (others, hypercall) = (others(vendor), Workload::Hypercall.exit_codes(vendor.isa())[0]);
+    let hypercall = Workload::Hypercall.exit_codes(vendor.isa())[0];
     let [off, vm, host, without] =
         [0, 1, 2, 3].map(|phase| asking::answers(transcript, Layout::ALL.len() + phase));
     let own = view(vm);
@@ -85,7 +80,7 @@ pub fn check(transcript: &Transcript, vendor: Vendor) {
     let everyones = view(host);
     assert_eq!(everyones.expose, "host");
     // At least those of the first neighbour, which had ended by then.
-    assert!(exits(&everyones.reasons, hypercall) >= 2 * others, "{:?}", everyones.reasons);
+    assert!(exits(&everyones.reasons, hypercall) >= 2 * OTHERS, "{:?}", everyones.reasons);
 
     assert_eq!([without.len(), off.len()], [all_leaves(vendor).len(); 2]);
     for (without, off) in without.iter().zip(off) {

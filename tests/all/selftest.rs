@@ -6,9 +6,9 @@ use exitscope_lab::job::{EXITSCOPE, Insert, MODULES, Request, Step};
 use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::Setup;
 use exitscope_model::selftest::{SCHEMA, Selftest, Verdict};
-use exitscope_tests::{
-    Lane, Transcript, command, flat, insert, lab, machine_of, machine_with, remove, while_running,
-};
+use exitscope_tests::{Lane, Transcript, command, endless, insert, lab, machine_with, remove, while_running};
+
+use crate::shared::{self, Shared};
 
 /// Where the machine has the module that counts wrongly.
 const MISCOUNT: &str = "/miscount.ko";
@@ -47,7 +47,7 @@ fn it_passes_and_fails_as_it_should() {
         insert("layout=combined"),
         // Others on the host are neither disturbed nor counted.
         while_running(
-            vec![flat("neighbour", "hypercall", 1_000_000, 1)],
+            vec![endless("neighbour", "hypercall", 1)],
             vec![selftest(amd, "loaded", &["--module", EXITSCOPE])],
         ),
         Step::set("expose", "host"),
@@ -120,28 +120,35 @@ fn it_passes_and_fails_as_it_should() {
 
 #[test]
 fn it_passes_on_intel() {
-    check(Lane { vendor: Vendor::Intel, series: Series::default() });
+    check(&shared::DEFAULT, Lane { vendor: Vendor::Intel, series: Series::default() });
 }
 
 #[test]
 fn it_passes_on_6_1() {
-    check(Lane { vendor: Vendor::Amd, series: Series::V6_1 });
+    check(&shared::OTHER, Lane { vendor: Vendor::Amd, series: Series::V6_1 });
 }
 
 #[test]
 fn it_passes_on_7_2() {
-    check(Lane { vendor: Vendor::Amd, series: Series::V7_2 });
+    check(&shared::OTHER, Lane { vendor: Vendor::Amd, series: Series::V7_2 });
 }
 
-fn check(lane: Lane) {
-    let steps = vec![
+/// The name of the part of a shared machine that [`steps`] are.
+pub const PART: &str = "selftest";
+
+/// Self-tests that pass.
+pub fn steps(vendor: Vendor) -> Vec<Step> {
+    vec![
         Step::Ftrace { on: false },
-        selftest(lane.vendor, "all", &["--module", EXITSCOPE, "--json"]),
+        selftest(vendor, "all", &["--module", EXITSCOPE, "--json"]),
         // The second one finds tracefs as the first one did.
-        selftest(lane.vendor, "again", &["--module", EXITSCOPE]),
-    ];
-    let transcript = machine_of(lane, "selftest", steps);
-    let all = passed(&transcript, "all", lane.vendor);
+        selftest(vendor, "again", &["--module", EXITSCOPE]),
+    ]
+}
+
+fn check(machine: &'static Shared, lane: Lane) {
+    let transcript = machine.part(lane, PART);
+    let all = passed(transcript, "all", lane.vendor);
     assert!(skipped(&all).is_empty() && all.machine.paging == "nested", "{all:?}");
     let again = transcript.output("again");
     // For who wants to see it: `--nocapture`.

@@ -8,10 +8,12 @@ use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::Step;
 use exitscope_lab::runs::session::Setup;
 use exitscope_tests::{
-    Transcript, command, exits_by_code, flat, guests, insert, linux, machine_of, machine_with, remove,
+    Transcript, command, endless, exits_by_code, guests, insert, linux, machine_with, remove,
     sums_are_totals, while_running,
 };
 use serde_json::Value;
+
+use crate::shared;
 
 /// Runs our VMM under `stat`: options of `stat`, then those of the VMM.
 fn stat(label: &str, options: &str, vmm: &str) -> Step {
@@ -33,7 +35,7 @@ fn counts(vendor: Vendor) -> [u64; 2] {
     }
 }
 
-fn steps(vendor: Vendor) -> Vec<Step> {
+pub fn steps(vendor: Vendor) -> Vec<Step> {
     let cpuids = if vendor == Vendor::Amd { 60_000 } else { 40_000 };
     let loop_of = |workload: &str, count| format!("--workload {workload} --iterations {count}");
     let line = |label: &str, line: &str| command(label, &line.split_whitespace().collect::<Vec<_>>());
@@ -86,8 +88,7 @@ fn two_vms() -> [Step; 2] {
     let watch = |label: &str, options: &str| line(label, &format!("stat --duration 0.2 {options}"));
     let next_pid =
         |pid: u32| Step::Write { path: "/proc/sys/kernel/ns_last_pid".into(), text: (pid - 1).to_string() };
-    // Long enough to outlast all that is done meanwhile.
-    let busy = |name: &str, workload: &str| flat(name, workload, 120_000, 1);
+    let busy = |name: &str, workload: &str| endless(name, workload, 1);
     [
         next_pid(2300),
         while_running(
@@ -288,12 +289,12 @@ fn what_goes_wrong_is_told(transcript: &Transcript) {
 
 #[test]
 fn stat_agrees_with_the_module_and_the_kernel() {
-    check(&machine_of(Vendor::Amd, "stat", steps(Vendor::Amd)), Vendor::Amd);
+    check(shared::DEFAULT.part(Vendor::Amd, "stat"), Vendor::Amd);
 }
 
 #[test]
 fn stat_agrees_with_the_module_and_the_kernel_on_intel() {
-    check(&machine_of(Vendor::Intel, "stat", steps(Vendor::Intel)), Vendor::Intel);
+    check(shared::DEFAULT.part(Vendor::Intel, "stat"), Vendor::Intel);
 }
 
 /// A guest that sleeps and then prints: what it prints costs most, and its sleep only where that is asked for. Two

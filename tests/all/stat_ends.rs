@@ -1,8 +1,11 @@
 //! `exitscope stat` when something ends beneath it: its reader, its command, a VM, the module; and where it may not begin.
 
+use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Output, Request, Step, Way};
-use exitscope_tests::{Transcript, command, flat, guests, insert, machine, refused, remove, while_running};
+use exitscope_tests::{Transcript, command, flat, guests, insert, refused, remove, while_running};
 use serde_json::Value;
+
+use crate::shared;
 
 /// RDMSRs of the guest that comes and ends while `stat` watches.
 const EXITS: u64 = 5_000;
@@ -24,7 +27,7 @@ fn beside_stat(label: &str, line: &str, meanwhile: Vec<Step>) -> Step {
     Step::End { label: label.into(), command: words(line), by: Request::Interrupt, meanwhile }
 }
 
-fn steps() -> Vec<Step> {
+pub fn steps() -> Vec<Step> {
     vec![
         insert(""),
         run_as("closed pipe", Way::ClosedAfter(1), "/init stat -I 100"),
@@ -63,7 +66,7 @@ fn steps() -> Vec<Step> {
 
 #[test]
 fn whatever_ends_stat_tells_what_it_knows() {
-    let transcript = &machine("stat-ends", steps());
+    let transcript = shared::DEFAULT.part(Vendor::Amd, "stat ends");
     for label in ["closed pipe", "closed pipe, CSV"] {
         let output = transcript.result_of(label);
         assert_eq!((output.status, output.stderr.as_str()), (Some(0), ""), "{output:?}");

@@ -225,6 +225,30 @@ pub fn bench(vendor: Vendor) -> Bench {
 /// All that a machine answered, in order.
 pub struct Transcript(Vec<Event>);
 
+/// A test's part of what a shared machine does: its name and its steps.
+pub type Part = (&'static str, Vec<Step>);
+
+/// Runs a machine that does one part after the other: what it answered to each.
+///
+/// # Panics
+/// As [`machine_of`].
+pub fn machine_of_parts(
+    lane: impl Into<Lane>,
+    setup: Setup,
+    parts: Vec<Part>,
+) -> BTreeMap<&'static str, Transcript> {
+    let (names, steps): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let end = Step::Read { label: END_OF_PART.into(), path: "/proc/uptime".into() };
+    let steps = steps.into_iter().flat_map(|steps| [steps, vec![end.clone()]].concat()).collect();
+    let Transcript(events) = machine_with(lane, setup, steps);
+    let is_end =
+        |event: &Event| matches!(event, Event::Output { label, .. } if label.as_str() == END_OF_PART);
+    names.into_iter().zip(events.split(is_end).map(|events| Transcript(events.to_vec()))).collect()
+}
+
+/// The label of what ends a part.
+const END_OF_PART: &str = "end of a part";
+
 /// A guest's end.
 pub struct GuestEnd<'a> {
     /// Its VMM's process.
@@ -448,7 +472,12 @@ pub fn while_running(guests: Vec<Guest>, meanwhile: Vec<Step>) -> Step {
 /// A guest of so many exits of a kind on each vCPU.
 pub fn flat(name: &str, workload: &str, iterations: u64, vcpus: u32) -> Guest {
     let payload = Payload::Flat { workload: workload.into(), iterations, batch: 0 };
-    Guest { name: name.into(), vcpus, payload, lingers: false }
+    Guest { name: name.into(), vcpus, payload, lingers: false, endless: false }
+}
+
+/// A guest of more exits of a kind than there is time for, which ends with the steps that are done while it runs.
+pub fn endless(name: &str, workload: &str, vcpus: u32) -> Guest {
+    Guest { endless: true, ..flat(name, workload, 1 << 40, vcpus) }
 }
 
 /// The names of the two guests of [`zero_and`].
@@ -470,5 +499,6 @@ pub fn linux(name: &str, commands: &[&str]) -> Guest {
         vcpus: 1,
         payload: Payload::Linux { commands: commands.iter().map(words).collect() },
         lingers: false,
+        endless: false,
     }
 }

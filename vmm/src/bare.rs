@@ -9,7 +9,7 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 /// Where the code is.
-const CODE: u64 = 0x1000;
+pub(crate) const CODE: u64 = 0x1000;
 /// STI, CPUID, NOP, HLT. Without an interrupt controller HLT returns to the VMM.
 const GUEST: [u8; 5] = [0xfb, 0x0f, 0xa2, 0x90, 0xf4];
 /// Where its CPUID and its HLT are.
@@ -64,13 +64,17 @@ impl BareVm {
     }
 
     fn create(vcpus: u32) -> Result<Self, Error> {
-        let payload = Payload::Flat { works: vec![], batch: 0 };
-        let config = Config { payload, vcpus: 1, memory_mib: MIN_MEMORY_MIB, ..Config::default() };
-        let vm = Vm::create(&config)?;
+        let vm = Vm::create(&config())?;
         write(vm.memory(), "the code", CODE, &GUEST)?;
         let vcpus = (0..vcpus).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
         Ok(Self { vcpus, vm })
     }
+}
+
+/// A VM with the least that one can have.
+pub(crate) fn config() -> Config {
+    let payload = Payload::Flat { works: vec![], batch: 0 };
+    Config { payload, vcpus: 1, memory_mib: MIN_MEMORY_MIB, ..Config::default() }
 }
 
 /// Has a guest execute a CPUID of this leaf and sub-leaf, after which KVM returns. The VMM then sets its registers, if it
@@ -115,12 +119,16 @@ pub fn stop_after_cpuid(
     Ok(StoppedCpuid { read, synced, after })
 }
 
-fn of_cpuid(registers: &kvm_regs) -> CpuidRegisters {
+pub(crate) fn of_cpuid(registers: &kvm_regs) -> CpuidRegisters {
     [registers.rax, registers.rbx, registers.rcx, registers.rdx]
 }
 
 /// Lets a vCPU go on at an address of its first 64 KiB, in real mode as it is after INIT but for its code segment.
-fn set_registers(vcpu: &VcpuFd, rip: u64, [rax, rbx, rcx, rdx]: CpuidRegisters) -> Result<(), Error> {
+pub(crate) fn set_registers(
+    vcpu: &VcpuFd,
+    rip: u64,
+    [rax, rbx, rcx, rdx]: CpuidRegisters,
+) -> Result<(), Error> {
     let mut special = vcpu.get_sregs().map_err(kvm_error("tell the vCPU's special registers"))?;
     (special.cs.base, special.cs.selector) = (0, 0);
     vcpu.set_sregs(&special).map_err(kvm_error("set the vCPU's special registers"))?;
@@ -140,7 +148,7 @@ fn run_to_halt(vcpu: &mut VcpuFd) -> Result<(), Error> {
     }
 }
 
-fn unexpected(exit: &VcpuExit<'_>) -> Error {
+pub(crate) fn unexpected(exit: &VcpuExit<'_>) -> Error {
     let (vcpu, failure) = (0, GuestFailure::Unexpected(format!("{exit:?}")));
     Error::GuestFailed { vcpu, failure, registers: Box::default() }
 }

@@ -30,6 +30,7 @@ mod devices;
 mod error;
 pub mod firmware;
 mod flat;
+pub mod init;
 mod layout;
 mod linux;
 mod long_mode;

@@ -3,7 +3,9 @@
 use crate::config::{Config, Payload};
 use crate::error::Error;
 use crate::{layout, long_mode};
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_msi, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use std::ffi::CString;
 use std::io;
@@ -36,6 +38,11 @@ pub struct Vm {
 impl Vm {
     /// Checks the configuration and creates the VM: memory, interrupt controllers, GDT and page tables.
     pub fn create(config: &Config) -> Result<Self, Error> {
+        Self::with_memory(config, &[])
+    }
+
+    /// The same with more memory: addresses and sizes, in order and beyond all other memory.
+    pub fn with_memory(config: &Config, more: &[(u64, usize)]) -> Result<Self, Error> {
         let kvm = open(&config.kvm_device)?;
         let most = layout::MAX_VCPUS.min(u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX));
         check_sizes(config, most)?;
@@ -45,7 +52,7 @@ impl Vm {
             Payload::Linux { .. } => Mode::Linux,
             Payload::Flat { .. } => Mode::Flat,
         };
-        let memory = map(config.memory_mib)?;
+        let memory = map(config.memory_mib, more)?;
         let fd = create_vm(&kvm)?;
         let halts = mode == Mode::Flat && config.halt.is_some();
         prepare(&fd, mode == Mode::Linux || halts)?;
@@ -89,6 +96,19 @@ impl Vm {
     /// Creates vCPU `id`.
     pub fn create_vcpu(&self, id: u32) -> Result<VcpuFd, Error> {
         self.fd.create_vcpu(id.into()).map_err(kvm_error("create a vCPU"))
+    }
+
+    /// Sends a message on the bus of the interrupt controllers, whatever a device of a guest could say by one.
+    pub fn signal(&self, address: u32, data: u32) -> Result<(), Error> {
+        let message = kvm_msi { address_lo: address, data, ..Default::default() };
+        let what = "send a message-signalled interrupt";
+        match self.fd.signal_msi(message).map_err(kvm_error(what))? {
+            0 => Err(Error::Kvm {
+                what: "find who a message is for",
+                source: kvm_ioctls::Error::new(libc::ESRCH),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Lets KVM raise interrupt line `irq` whenever `event` is written.
@@ -149,11 +169,13 @@ fn check_sizes(config: &Config, most_vcpus: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Maps `mib` MiB for the guest's memory from address 0 on.
-fn map(mib: u64) -> Result<GuestMemoryMmap, Error> {
+/// Maps `mib` MiB for the guest's memory from address 0 on, and more at other addresses.
+fn map(mib: u64, more: &[(u64, usize)]) -> Result<GuestMemoryMmap, Error> {
     let error = |detail: String| Error::MapMemory { mib, detail };
     let size = usize::try_from(mib << 20).map_err(|error_| error(error_.to_string()))?;
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)]).map_err(|error_| error(error_.to_string()))
+    let ranges = [(0, size)].into_iter().chain(more.iter().copied());
+    let ranges: Vec<_> = ranges.map(|(address, size)| (GuestAddress(address), size)).collect();
+    GuestMemoryMmap::from_ranges(&ranges).map_err(|error_| error(error_.to_string()))
 }
 
 /// Creates the VM; a signal may interrupt that for a while.

@@ -6,10 +6,12 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use exitscope_host::compat_ioctl::{Answers, ask_both_ways};
 use exitscope_host::fuzz_device::fuzz_device;
 use exitscope_host::region::{DEVICE, Region};
 use exitscope_model::Vm;
 use exitscope_vmm::bare::{BareVm, StoppedCpuid, stop_after_cpuid};
+use exitscope_vmm::init::{Inits, init_while_asking};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::channel::Channel;
@@ -83,6 +85,11 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
                 stop_after_cpuid(*stop, *leaf, 0, *set).map_err(io::Error::other)?;
             channel.send(&Event::StoppedCpuid { label: label.clone(), read, synced, after })
         }
+        Step::InitWhileAsking { label, leaf, times } => {
+            channel.phase(format!("sends {times} INITs"))?;
+            let Inits { registers, cpuids } = init_while_asking(*leaf, *times).map_err(io::Error::other)?;
+            channel.send(&Event::Inits { label: label.clone(), registers, cpuids })
+        }
         Step::Read { label, path } => {
             let output = Output {
                 command: vec![],
@@ -117,6 +124,13 @@ fn run_step(step: &Step, channel: &mut Channel) -> io::Result<()> {
         Step::FuzzDevice { seed, requests } => {
             channel.phase("asks the module's device for nonsense")?;
             fuzz_device(Path::new(DEVICE), *seed, *requests)
+        }
+        Step::AskBothWays { vm } => {
+            let answers = ask_both_ways(Path::new(DEVICE), *vm)?.map(|answers| {
+                let pair = |answer: Answers| (answer.request.into(), [answer.by_64_bit, answer.by_32_bit]);
+                answers.into_iter().map(pair).collect()
+            });
+            channel.send(&Event::Requests { answers })
         }
         Step::Refused { label, step } => match run_step(step, channel) {
             Ok(()) => Err(io::Error::other(format!("{label}: {step:?} succeeded, but must fail"))),

@@ -31,6 +31,7 @@ pub fn process(name: &str) -> PathBuf {
 /// A guest whose micro-VMM is running; the VMM is killed when this is dropped.
 pub struct Running {
     name: String,
+    endless: bool,
     vmm: Child,
     outcome: PathBuf,
     console: Option<thread::JoinHandle<String>>,
@@ -82,7 +83,7 @@ impl Running {
         let told = told(&guest.name);
         let _ = fs::remove_file(&told);
         let console = vmm.stdout.take().map(|stdout| thread::spawn(move || listen(stdout, &told)));
-        Ok(Self { name: guest.name.clone(), vmm, outcome, console })
+        Ok(Self { name: guest.name.clone(), endless: guest.endless, vmm, outcome, console })
     }
 }
 
@@ -102,12 +103,26 @@ fn listen(stdout: impl Read, told: &str) -> String {
     text
 }
 
+impl Running {
+    /// Ends a guest that has no end of its own.
+    fn killed(&mut self) -> io::Result<Event> {
+        self.vmm.kill()?;
+        self.vmm.wait()?;
+        let (name, pid) = (self.name.clone(), self.vmm.id());
+        let (reports, outputs, phase_starts) = (vec![], vec![], vec![]);
+        Ok(Event::Guest { name, pid, still_running: true, reports, outputs, phase_starts })
+    }
+}
+
 impl Vmm for Running {
     fn has_ended(&mut self) -> io::Result<bool> {
         Ok(self.vmm.try_wait()?.is_some())
     }
 
     fn finish(mut self: Box<Self>, still_running: bool) -> io::Result<Event> {
+        if self.endless && still_running {
+            return self.killed();
+        }
         // A guest that lingers may go.
         drop(self.vmm.stdin.take());
         let mut complaint = String::new();

@@ -20,9 +20,9 @@ use crate::parts::image::Image;
 /// under Bochs.
 const TIME_LIMIT: u32 = 900;
 /// The guests' kernel command line: short of log lines, each byte of which is an exit; without XSAVE, which TCG gets
-/// wrong in a guest; without tests of ciphers and of entropy, names of trace events' values, and REP MOVSB, all of which
-/// cost emulated time.
-pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 8250.nr_uarts=1 random.trust_cpu=on noxsave cryptomgr.notests initcall_blacklist=jent_mod_init,trace_eval_init clearcpuid=erms,fsrm";
+/// wrong in a guest; without addresses of programs at random, whose code TCG would translate anew each time; without
+/// tests of ciphers and of entropy, names of trace events' values, and REP MOVSB, all of which cost emulated time.
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 norandmaps 8250.nr_uarts=1 random.trust_cpu=on noxsave cryptomgr.notests initcall_blacklist=jent_mod_init,trace_eval_init clearcpuid=erms,fsrm";
 /// How much of a failed guest's console an error shows.
 const TAIL_LINES: usize = 12;
 

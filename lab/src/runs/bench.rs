@@ -102,7 +102,7 @@ impl Case {
 
 fn flat(name: String, workload: &str, iterations: u64, batch: u64) -> Guest {
     let payload = Payload::Flat { workload: workload.into(), iterations, batch };
-    Guest { name, vcpus: 1, payload, lingers: false }
+    Guest { name, vcpus: 1, payload, lingers: false, endless: false }
 }
 
 /// Measures every observer in every case, in one run of one machine.
@@ -128,6 +128,7 @@ pub fn run(lab: &Lab, progress: &mut Progress) -> Result<Bench, Error> {
                 WORKLOADS.map(|workload| alone(measure(Case { vms: IDLE_VMS + 1, ..Case::plain(workload) })));
             let other = |number| Guest {
                 lingers: true,
+                endless: false,
                 ..flat(format!("other-{number}"), "cpuid", IDLE_VM_EXITS, 0)
             };
             steps.push(guests((0..IDLE_VMS).map(other).collect(), crowd.into()));

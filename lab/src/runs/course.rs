@@ -82,7 +82,13 @@ fn options(setup: &Setup, layout: Layout) -> Options {
 /// A guest that reads everything that a layout has.
 fn reader(isa: Isa, layout: Layout) -> Guest {
     let commands = rows(isa, layout).into_iter().flat_map(|row| [row.cpuid(), row.ours()]).collect();
-    Guest { name: layout.name().into(), vcpus: 1, payload: Payload::Linux { commands }, lingers: false }
+    Guest {
+        name: layout.name().into(),
+        vcpus: 1,
+        payload: Payload::Linux { commands },
+        lingers: false,
+        endless: false,
+    }
 }
 
 /// A leaf to read.

@@ -118,7 +118,13 @@ impl Options {
                 Payload::Qemu { commands: vec![query(PROGRAM_IN_DEBIAN), words(CPUID)], debian: true }
             }
         };
-        Guest { name: format!("guest-{}", paging.name()), vcpus: self.vcpus, payload, lingers: false }
+        Guest {
+            name: format!("guest-{}", paging.name()),
+            vcpus: self.vcpus,
+            payload,
+            lingers: false,
+            endless: false,
+        }
     }
 }
 
