@@ -203,6 +203,9 @@ impl Watch<'_> {
 
     /// Reads the source, and what goes with it.
     fn read(&mut self) -> anyhow::Result<Snapshot> {
+        if self.source.is_stale() {
+            bail!("KVM's part for this CPU was replaced, or the pinned programs were: start again");
+        }
         let snapshot = self.source.snapshot();
         // Separated values have no place for it.
         if self.args.separator.is_none() {

@@ -43,6 +43,7 @@ const ARRAY: &str = "the eBPF programs' array";
 pub struct Bpf {
     /// In the order in which they were attached; each with what it is attached to.
     links: Vec<(String, OwnedFd)>,
+    programs: Vec<OwnedFd>,
     cells: OwnedFd,
     vendor: Vendor,
 }
@@ -61,19 +62,31 @@ impl Bpf {
         if !cells.is_power_of_two() || !(FEWEST_CELLS..=MOST_CELLS).contains(&cells) {
             return Err(Error::Size { cells });
         }
+        if error::is_ftrace_off(root) {
+            // The kernel would attach programs to functions then, and not run them.
+            return Err(Error::Ftrace { source: io::ErrorKind::NotConnected.into(), off: true });
+        }
         let btf = Btf::read(root)?;
         let facts = Facts::prove(&btf)?;
         let object = Object::parse(object)?;
         let loader = Loader::new(&object, &facts, cells, btf.vendor())?;
-        let mut programs = select(object.programs(), btf.vendor().isa(), facts.cast().is_some(), true)?;
+        // Kernels before 6.2, whose flag of a nested guest the typed program knows.
+        let typed = facts.kernel_function(CAST).is_none();
+        let mut programs = select(object.programs(), btf.vendor().isa(), facts.cast().is_some(), typed)?;
         programs.sort_by_key(|program| rank(program.event));
-        let links = loader.attach(&programs)?;
-        Ok(Self { links, cells: loader.cells, vendor: btf.vendor().clone() })
+        let (links, programs) = loader.attach(&programs)?;
+        Ok(Self { links, programs, cells: loader.cells, vendor: btf.vendor().clone() })
     }
 
     /// What they count.
     pub fn region(&self) -> Result<Region, region::Error> {
         region_of(self.cells.as_fd(), Path::new(ARRAY))
+    }
+
+    /// Events that programs were not run for, as the kernel counts them: where a kernel preempts a program, another run of it
+    /// on the same CPU is left out.
+    pub fn missed(&self) -> u64 {
+        self.programs.iter().map(|program| sys::missed(program.as_fd()).unwrap_or(0)).sum()
     }
 
     /// Whether the vendor's part of KVM is another one now than that which these programs were made for, or none: load
@@ -99,7 +112,7 @@ fn region_of(cells: BorrowedFd<'_>, path: &Path) -> Result<Region, region::Error
 /// When a program is attached: the end of vCPUs first, so that none is missed, and exits last, whose time begins there.
 fn rank(event: &str) -> u32 {
     match event {
-        "kvm_arch_vcpu_destroy" => 0,
+        "kvm_arch_vcpu_destroy" | "kvm_arch_vcpu_create" => 0,
         "kvm_entry" => 2,
         "kvm_exit" => 3,
         _ => 1,
@@ -134,6 +147,9 @@ fn select<'p, 'a>(
     Ok(selected.into_values().collect())
 }
 
+/// Attachments with their events, and the programs.
+type Attached = (Vec<(String, OwnedFd)>, Vec<OwnedFd>);
+
 /// What programs are linked with.
 struct Loader<'o, 'a> {
     object: &'o Object<'a>,
@@ -167,7 +183,7 @@ impl<'o, 'a> Loader<'o, 'a> {
     }
 
     /// Loads all programs, then attaches them in their order.
-    fn attach(&self, programs: &[&Program<'_>]) -> Result<Vec<(String, OwnedFd)>, Error> {
+    fn attach(&self, programs: &[&Program<'_>]) -> Result<Attached, Error> {
         let mut types = None;
         let mut loaded = Vec::new();
         for program in programs {
@@ -190,7 +206,7 @@ impl<'o, 'a> Loader<'o, 'a> {
                 sys::attach(target, program.as_fd()).map_err(|source| Error::of_attach(event, source))?;
             links.push(((*event).to_owned(), link));
         }
-        Ok(links)
+        Ok((links, loaded.into_iter().map(|(_, _, program)| program).collect()))
     }
 }
 

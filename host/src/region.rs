@@ -14,6 +14,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::fence;
 use std::thread;
+use std::time::Duration;
 
 use exitscope_abi::reason::Isa;
 use exitscope_abi::region::{
@@ -179,8 +180,10 @@ impl Region {
 
     /// Reads again when numbers have moved between cells meanwhile.
     fn steadily<T>(&self, read: impl Fn() -> T) -> T {
+        /// After so many rounds who moves the numbers may wait for this CPU.
+        const PATIENCE: u32 = 1_000;
         let changes = || [&self.header().moves, &self.header().resets].map(|count| count.load(Acquire));
-        loop {
+        for round in 0.. {
             let before = changes();
             let result = read();
             fence(Acquire);
@@ -188,8 +191,12 @@ impl Region {
             if steady || !self.live {
                 return result;
             }
-            thread::yield_now();
+            match round {
+                0..PATIENCE => thread::yield_now(),
+                _ => thread::sleep(Duration::from_millis(1)),
+            }
         }
+        unreachable!("the rounds do not end")
     }
 
     /// How the region describes itself: every field of every kind of cell, for readers that were not built for it.
@@ -249,6 +256,7 @@ impl Region {
         let quality = Quality {
             unaccounted: header.unaccounted.load(Relaxed),
             overflowed: header.flags.load(Relaxed) & flags::OVERFLOWED != 0,
+            missed: 0,
         };
         let [tsc_khz, used_cells, max_cells] =
             [&header.tsc_khz, &header.used_cells, &header.max_cells].map(|number| number.load(Relaxed));

@@ -1,10 +1,12 @@
 //! Where numbers come from: the module's device, eBPF programs, or a copy of what either shows.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use exitscope_abi::bpf::DEFAULT_CELLS;
+use exitscope_model::Quality;
 use exitscope_model::document::Origin;
 use exitscope_model::snapshot::Snapshot;
 
@@ -119,9 +121,13 @@ impl Source {
         // Who may not look for pinned ones may still have the right to load others.
         let (region, programs, kind) = match Pinned::open() {
             Ok(Some(pinned)) => (pinned.region()?, Programs::Pinned(pinned), "pinned programs"),
-            Ok(None) | Err(bpf::pin::Error::Access { .. }) => {
+            Ok(None) => {
                 let bpf = Bpf::load(DEFAULT_CELLS)?;
                 (bpf.region()?, Programs::Own(bpf), "")
+            }
+            Err(bpf::pin::Error::Access { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                let bpf = Bpf::load(DEFAULT_CELLS)?;
+                (bpf.region()?, Programs::Own(bpf), "pinned programs would be root's to read")
             }
             Err(error) => return Err(bpf::Error::from(error).into()),
         };
@@ -166,7 +172,12 @@ impl Source {
     /// Everything that has been counted until now, or until the copy was made.
     pub fn snapshot(&self) -> Snapshot {
         let snapshot = self.region.snapshot();
-        Snapshot { at: snapshot.at.filter(|_| self.live), ..snapshot }
+        let missed = match &self.programs {
+            Programs::Own(bpf) => bpf.missed(),
+            Programs::None | Programs::Pinned(_) => 0,
+        };
+        let quality = Quality { missed, ..snapshot.quality };
+        Snapshot { at: snapshot.at.filter(|_| self.live), quality, ..snapshot }
     }
 }
 

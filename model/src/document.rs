@@ -84,7 +84,7 @@ pub struct Quality {
     pub unannounced: u64,
     /// Exits without a duration, as the clock went backwards.
     pub backwards: u64,
-    /// Exits that were seen and not counted: none, as counters lose nothing.
+    /// Events that were not seen: counters lose nothing, but eBPF programs may not be run, which the kernel counts.
     pub lost: u64,
     /// Exits that found no room for an account; they are in no other number.
     pub unaccounted: u64,
@@ -239,7 +239,7 @@ impl Quality {
             untimed,
             unannounced,
             backwards,
-            lost: 0,
+            lost: interval.quality.missed,
             unaccounted: interval.quality.unaccounted,
             overflowed: interval.quality.overflowed,
             restarted: interval.restarted,

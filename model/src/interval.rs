@@ -45,7 +45,11 @@ impl Interval {
             isa: later.isa,
             clock: later.clock,
             accounts: difference(&before.accounts, &later.accounts, later.isa),
-            quality: Quality { unaccounted, ..later.quality },
+            quality: Quality {
+                unaccounted,
+                missed: later.quality.missed.saturating_sub(before.quality.missed),
+                ..later.quality
+            },
             restarted,
         }
     }

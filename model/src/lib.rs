@@ -269,6 +269,9 @@ pub struct Quality {
     pub unaccounted: u64,
     /// Whether memory was short at some time, so that some exits lack their reason.
     pub overflowed: bool,
+    /// Events that eBPF programs were not run for, as the kernel counts them: 0 for the module.
+    #[serde(default)]
+    pub missed: u64,
 }
 
 /// The name of a code, never hiding one that has none.

@@ -7,7 +7,7 @@ use exitscope_lab::parts::series::Series;
 use exitscope_lab::runs::session::{Paging, Setup};
 use exitscope_model::{Reason, Vm};
 use exitscope_tests::{
-    Transcript, default_series, endless, exits, flat, guests, insert, lab, linux, load_bpf, machine,
+    Transcript, command, default_series, endless, exits, flat, guests, insert, lab, linux, load_bpf, machine,
     machine_with, refused, remove, while_running,
 };
 
@@ -291,8 +291,11 @@ fn nobody_switches_our_probes_off() {
 #[test]
 fn a_kernel_without_the_hooks_is_refused_and_says_what_it_lacks() {
     let unload = |name: &str| Step::Remove { name: name.into() };
-    let steps = vec![unload("kvm_amd"), unload("kvm"), refused("no kvm", insert(""))];
+    let stat = command("no kvm, eBPF", &["stat", "--source", "bpf", "--duration", "0.1"]);
+    let steps = vec![unload("kvm_amd"), unload("kvm"), refused("no kvm", insert("")), stat];
     let transcript = machine("no-hooks", steps);
     let why = transcript.refusal("no kvm");
     assert!(why.contains("exitscope: Unknown symbol") && why.contains("kvm_exit"), "{why}");
+    let stat = transcript.result_of("no kvm, eBPF");
+    assert!(stat.status == Some(1) && stat.stderr.contains("KVM"), "{stat:?}");
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod asking;
+mod bpf;
 mod btf;
 mod capabilities;
 mod caps;

@@ -216,14 +216,18 @@ fn refused(root: &Path, event: &str, Refusal { error, log }: Refusal) -> Error {
 }
 
 fn not_attached(root: &Path, event: &str, source: io::Error) -> Error {
-    let off =
-        fs::read_to_string(root.join("proc/sys/kernel/ftrace_enabled")).is_ok_and(|text| text.trim() == "0");
+    let off = is_ftrace_off(root);
     match source.raw_os_error() {
         Some(libc::ENOENT) => Error::NoEvent(event.into()),
         Some(libc::EBUSY | libc::ENODEV) if off => Error::Ftrace { source, off },
         Some(ENOTSUPP | libc::EOPNOTSUPP) => Error::Ftrace { source, off },
         _ => explain(root, &format!("attach the program for {event}"), source, &[BPF, PERFMON]),
     }
+}
+
+/// Whether an administrator has switched ftrace off.
+pub(super) fn is_ftrace_off(root: &Path) -> bool {
+    fs::read_to_string(root.join("proc/sys/kernel/ftrace_enabled")).is_ok_and(|text| text.trim() == "0")
 }
 
 /// Which of the capabilities this process has not. CAP_SYS_ADMIN stands for all.

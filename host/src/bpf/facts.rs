@@ -72,7 +72,7 @@ const VCPUS: &[&str] = &[
     "btf_trace_kvm_entry(1)",
     "kvm_arch_vcpu_ioctl_run(0)",
     "kvm_sigset_deactivate(0)",
-    "kvm_vcpu_halt(0)",
+    "kvm_arch_vcpu_create(0)",
     "kvm_vcpu_block(0)",
     "kvm_arch_vcpu_destroy(0)",
 ];

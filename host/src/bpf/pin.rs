@@ -29,6 +29,11 @@ pub enum Error {
     /// Some are there.
     #[error("{DIRECTORY} is there already: `sudo exitscope bpf unpin` removes it, and ends its counting")]
     Exists,
+    /// Somebody was killed who pinned or unpinned them.
+    #[error(
+        "{DIRECTORY} is half made, and what is there may cost every exit: `sudo exitscope bpf unpin` removes it"
+    )]
+    Half,
     /// There can be none.
     #[error(
         "{path}: {source}{}",
@@ -106,12 +111,13 @@ pub(super) fn unpin_in(directory: &Path) -> Result<bool, Error> {
     }
     // The region first: nobody finds half of it.
     paths.sort_by_key(|path| !path.ends_with(CELLS));
+    // As much as can be: what stays is attached.
+    let mut removed = Ok(true);
     for path in &paths {
-        let removed = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
-        removed.map_err(access(path))?;
+        let result = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+        removed = removed.and(result.map_err(access(path)).map(|()| true));
     }
-    fs::remove_dir(directory).map_err(access(directory))?;
-    Ok(true)
+    removed.and(fs::remove_dir(directory).map_err(access(directory)).map(|()| true))
 }
 
 impl Pinned {
@@ -126,7 +132,9 @@ impl Pinned {
     pub(super) fn open_in(directory: &Path) -> Result<Option<Self>, Error> {
         let path = directory.join(CELLS);
         let cells = match sys::open_pinned(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return if directory.exists() { Err(Error::Half) } else { Ok(None) };
+            }
             cells => cells.map_err(access(&path))?,
         };
         let names = fs::read_dir(directory).map_err(access(directory))?;
@@ -139,9 +147,10 @@ impl Pinned {
         region_of(self.cells.as_fd(), &Path::new(DIRECTORY).join(CELLS))
     }
 
-    /// As [`Bpf::is_stale`].
+    /// As [`Bpf::is_stale`]; also when they are pinned no more.
     pub fn is_stale(&self) -> bool {
-        self.vendor.as_ref().is_none_or(|vendor| vendor.is_stale(Path::new("/")))
+        !Path::new(DIRECTORY).join(CELLS).exists()
+            || self.vendor.as_ref().is_none_or(|vendor| vendor.is_stale(Path::new("/")))
     }
 }
 

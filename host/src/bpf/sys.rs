@@ -228,9 +228,12 @@ pub fn types_of(module: &str) -> io::Result<OwnedFd> {
         open_flags: u32,
     }
     let mut attributes = Attributes { id: 0, next_id: 0, open_flags: 0 };
+    let mut last = None;
     loop {
         // SAFETY: no addresses.
-        unsafe { bpf(command::BTF_GET_NEXT_ID, &mut attributes) }?;
+        if let Err(error) = unsafe { bpf(command::BTF_GET_NEXT_ID, &mut attributes) } {
+            return last.ok_or(error);
+        }
         attributes = Attributes { id: attributes.next_id, next_id: 0, open_flags: 0 };
         // SAFETY: no addresses; the kernel makes a descriptor.
         let types = match unsafe { open(command::BTF_GET_FD_BY_ID, &mut attributes.id) } {
@@ -250,10 +253,27 @@ pub fn types_of(module: &str) -> io::Result<OwnedFd> {
             Err(error) => return Err(error),
         }
         let found = CStr::from_bytes_until_nul(&name).is_ok_and(|name| name.to_bytes() == module.as_bytes());
+        // Those of a module that was reloaded may be held by someone: the newest are its own.
         if found && info.kernel_btf != 0 {
-            return Ok(types);
+            last = Some(types);
         }
     }
+}
+
+/// `struct bpf_prog_info` of `<linux/bpf.h>`, without its addresses.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    before: [u64; 26],
+    recursion_misses: u64,
+}
+impl Info for ProgramInfo {}
+
+/// How often a program was not run, as it was running on that CPU already.
+pub fn missed(program: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = ProgramInfo::default();
+    // SAFETY: nothing is asked for that has an address.
+    unsafe { read_info(program, &mut info) }.map(|()| info.recursion_misses)
 }
 
 /// What a program is loaded for.

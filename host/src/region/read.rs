@@ -76,12 +76,14 @@ impl Cells {
     fn copy(&mut self, cell: u32, from: &Counters, since_reset: bool) {
         let head = &from.head;
         let generation = head.generation.load(Acquire);
+        // Before the owner: a cell that has just been filled in shows its kind last.
+        let kind = head.kind.load(Acquire);
         let owner = head.owner.load(Relaxed);
         let same = || {
             fence(Acquire);
             head.generation.load(Relaxed) == generation
         };
-        match head.kind.load(Acquire) {
+        match kind {
             kind::VM => {
                 let vm = read_vm(cell, view(from), head.state.load(Relaxed));
                 if same() {

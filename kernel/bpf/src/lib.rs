@@ -18,7 +18,7 @@ use exitscope_abi::reason::Isa;
 use exitscope_core::EntryKind;
 
 use crate::kernel::{exit_code, exit_code_typed, first_argument, has_cast, isa, low_half, now, untyped};
-use crate::slot::{Slot, end, find_or_enroll, retire};
+use crate::slot::{Slot, end, find_or_enroll, halt, retire};
 
 /// What a raw tracepoint's program gets.
 type Arguments = *const u64;
@@ -33,7 +33,7 @@ fn on_exit(arguments: Arguments, isa: Isa, cast: bool) -> i64 {
     if !slot.is_of(vcpu) {
         return exit_slow(vcpu);
     }
-    let Some(cell) = slot.consecutive(exit_code(vcpu, isa, cast), isa) else { return exit_slow(slot.vcpu()) };
+    let Some(cell) = slot.of_code(exit_code(vcpu, isa, cast), isa) else { return exit_slow(slot.vcpu()) };
     // SAFETY: this is the handler of the vCPU's event.
     unsafe { slot.clock() }.timer.exit(cell, now);
     0
@@ -68,19 +68,25 @@ extern "C" fn exitscope_svm_exit_typed(arguments: Arguments) -> i64 {
         return exit_slow(untyped(arguments));
     }
     let code = exit_code_typed(vcpu, slot.own_exit_code());
-    let Some(cell) = slot.consecutive(code, Isa::Svm) else { return exit_slow(slot.vcpu()) };
+    let Some(cell) = slot.of_code(code, Isa::Svm) else { return exit_slow(slot.vcpu()) };
     // SAFETY: this is the handler of the vCPU's event.
     unsafe { slot.clock() }.timer.exit(cell, now);
     0
 }
 
-/// The vCPU's first exit, its first for this reason, or one of a vCPU whose slot is not the first that its address leads to.
+/// The vCPU's first exit, its first for this reason, a halt, or one of a vCPU whose slot is not the first that its address leads to.
 #[inline(never)]
 fn exit_slow(vcpu: u64) -> i64 {
     if let Some(slot) = find_or_enroll(vcpu) {
-        let cell = slot.counters(exit_code(vcpu, isa(), has_cast()));
+        let code = exit_code(vcpu, isa(), has_cast());
+        let cell = slot.counters(code);
         // SAFETY: this is the handler of the vCPU's event.
-        unsafe { slot.clock() }.timer.exit(cell, now);
+        let clock = unsafe { slot.clock() };
+        clock.timer.exit(cell, now);
+        if code == halt(isa()) {
+            // KVM times the halt itself, from here on.
+            clock.begin_halt(now(), Some(kernel::halt_stats(vcpu)));
+        }
     }
     0
 }
@@ -151,18 +157,6 @@ extern "C" fn exitscope_return(context: *const c_void) -> i64 {
     0
 }
 
-/// The vCPU halts, which KVM times itself.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "fentry/kvm_vcpu_halt")]
-extern "C" fn exitscope_halt(context: *const c_void) -> i64 {
-    let vcpu = first_argument(context);
-    if let Some(slot) = Slot::find(vcpu) {
-        // SAFETY: the vCPU's thread is here, so this is the only handler of its events.
-        unsafe { slot.clock() }.begin_halt(now(), Some(kernel::halt_stats(vcpu)));
-    }
-    0
-}
-
 /// The vCPU blocks, maybe within a halt.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "fentry/kvm_vcpu_block")]
@@ -179,11 +173,24 @@ extern "C" fn exitscope_block(context: *const c_void) -> i64 {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "fentry/kvm_arch_vcpu_destroy")]
 extern "C" fn exitscope_destroy(context: *const c_void) -> i64 {
-    if let Some(slot) = Slot::find(first_argument(context)) {
+    end_of(first_argument(context))
+}
+
+#[inline(always)]
+fn end_of(vcpu: u64) -> i64 {
+    if let Some(slot) = Slot::find(vcpu) {
         end(slot);
-        retire();
     }
     0
+}
+
+/// KVM makes a vCPU. If another one at this address has gone unnoticed, it ends now. Those that have ended make room.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "fentry/kvm_arch_vcpu_create")]
+extern "C" fn exitscope_create(context: *const c_void) -> i64 {
+    let done = end_of(first_argument(context));
+    retire();
+    done
 }
 
 /// Nobody calls it: the loader takes only functions that programs call.

@@ -13,9 +13,9 @@ use crate::cells::{self, Cell, Vm};
 use crate::kernel::{self, VmEntry, exitscope_finished, hidden, isa};
 
 /// Slots; vCPUs are further apart in memory than a page, so that the number of its page leads a vCPU to its slot.
-const COUNT: u64 = 2048;
+const COUNT: u64 = 4096;
 /// Slots that a vCPU may have: those from the one that its address leads to.
-const WAYS: u64 = 8;
+const WAYS: u64 = 16;
 /// Accounts that a vCPU can have: one for each place in its table, and the overflow counters.
 pub const ACCOUNTS: usize = SLOTS + 1;
 /// The account of exits that found no room for one of their own.
@@ -35,10 +35,22 @@ pub struct Slot {
     /// Cells of its VM and its own, by their offsets.
     vm: AtomicU32,
     cell: AtomicU32,
+    /// Offset of the counters of [`HALT`], whose place in `places` stays empty: so its exits take the slow path, which reads
+    /// KVM's statistics of halts.
+    halts: AtomicU32,
     /// Offsets of counters by place, 0 for none.
     places: [AtomicU32; ACCOUNTS],
 }
 const _: () = assert!(size_of::<Slot>() == 1024);
+
+/// The code of the exit that HLT causes, which is its place: SDM vol. 3 appendix C, APM vol. 2 appendix C.
+pub const fn halt(isa: Isa) -> u32 {
+    match isa {
+        Isa::Vmx => 12,
+        Isa::Svm => 0x78,
+    }
+}
+const _: () = assert!(halt(Isa::Vmx) < Isa::Vmx.consecutive() && halt(Isa::Svm) < Isa::Svm.consecutive());
 
 /// All slots.
 struct Slots([Slot; COUNT as usize]);
@@ -87,6 +99,7 @@ impl Slot {
         id: AtomicU32::new(0),
         vm: AtomicU32::new(0),
         cell: AtomicU32::new(0),
+        halts: AtomicU32::new(0),
         places: [const { AtomicU32::new(0) }; ACCOUNTS],
     };
 
@@ -105,16 +118,20 @@ impl Slot {
     /// A place whatever its number is.
     #[inline(always)]
     fn place(&self, place: usize) -> Option<&AtomicU32> {
+        if place == halt(isa()) as usize {
+            return Some(&self.halts);
+        }
         self.places.get(hidden(place as u64) as usize)
     }
 
-    /// The counters of a code that is its own place.
+    /// The counters of a code, if they are there and it is no halt. Most codes are their own place.
     #[inline(always)]
-    pub fn consecutive(&self, code: u32, isa: Isa) -> Option<Cell> {
-        if code >= const { [0, Isa::Vmx.consecutive(), Isa::Svm.consecutive()] }[isa as usize] {
-            return None;
+    pub fn of_code(&self, code: u32, isa: Isa) -> Option<Cell> {
+        if code < const { [0, Isa::Vmx.consecutive(), Isa::Svm.consecutive()] }[isa as usize] {
+            return Cell::at(self.places.get(code as usize)?.load(Relaxed));
         }
-        Cell::at(self.places.get(code as usize)?.load(Relaxed))
+        let place = isa.dense(code)?;
+        Cell::at(self.places.get(hidden(place as u64) as usize)?.load(Relaxed))
     }
 
     /// Where its own guest's exit code is.
@@ -191,7 +208,7 @@ impl Slot {
     fn make_counters(&self, place: usize, code: u32) -> Option<Cell> {
         let (used, most) = cells::used();
         let vm: &Vm = Cell::at(self.vm.load(Relaxed))?.view();
-        if used >= most - most / 8 || vm.counters.load(Relaxed) >= most / 4 {
+        if used >= most / 8 * 7 || vm.counters.load(Relaxed) >= most / 4 {
             return None;
         }
         let cell = cells::take()?;
@@ -205,24 +222,35 @@ impl Slot {
 /// The slot of a vCPU whose exit this is: an old one, or a new one if there is room.
 #[inline(never)]
 pub fn find_or_enroll(vcpu: u64) -> Option<&'static Slot> {
-    match Slot::find(vcpu) {
-        Some(slot) => Some(slot),
-        None => enroll(vcpu).or_else(|| {
-            cells::count_unaccounted();
-            None
-        }),
+    if let Some(slot) = Slot::find(vcpu) {
+        return Some(slot);
     }
+    let now = kernel::now();
+    let slot = if now.wrapping_sub(FAILED.load(Relaxed)) < BACK_OFF_NS { None } else { enroll(vcpu) };
+    if slot.is_none() {
+        cells::count_unaccounted();
+    }
+    slot
 }
+
+/// When there was no room for a vCPU, which is not tried again for a while: otherwise each of its exits would take locks.
+static FAILED: AtomicU64 = AtomicU64::new(0);
+const BACK_OFF_NS: u64 = 10_000_000;
 
 /// Makes a slot for a vCPU. Nobody else looks for this vCPU meanwhile: its thread is here.
 #[inline(always)]
 fn enroll(vcpu: u64) -> Option<&'static Slot> {
-    let slot = claim(vcpu)?;
-    let filled = fill(slot, vcpu);
-    if !filled {
-        slot.vcpu.store(0, Relaxed);
+    let slot = claim(vcpu).filter(|slot| {
+        let filled = fill(slot, vcpu);
+        if !filled {
+            slot.vcpu.store(0, Relaxed);
+        }
+        filled
+    });
+    if slot.is_none() {
+        FAILED.store(kernel::now(), Relaxed);
     }
-    filled.then_some(slot)
+    slot
 }
 
 /// Fills in a slot that has just been claimed; false, and nothing has changed, where there is no room. The VM comes last,
@@ -247,6 +275,7 @@ fn fill(slot: &Slot, vcpu: u64) -> bool {
     slot.id.store(id, Relaxed);
     slot.vm.store(vm.offset(), Relaxed);
     slot.cell.store(cell.offset(), Relaxed);
+    slot.halts.store(0, Relaxed);
     slot.places.iter().for_each(|place| place.store(0, Relaxed));
     slot.places[OVERFLOW].store(overflow.offset(), Relaxed);
     cells::make_vcpu(cell, vm, id);
@@ -260,7 +289,7 @@ fn claim(vcpu: u64) -> Option<&'static Slot> {
     let mut way = 0;
     while way < WAYS {
         let slot = Slot::number((vcpu >> 12) + way);
-        if slot.vcpu.compare_exchange(0, vcpu, AcqRel, Relaxed).is_ok() {
+        if slot.is_of(0) && slot.vcpu.compare_exchange(0, vcpu, AcqRel, Relaxed).is_ok() {
             return Some(slot);
         }
         way += 1;
@@ -271,16 +300,25 @@ fn claim(vcpu: u64) -> Option<&'static Slot> {
 /// The cell of a VM that has one vCPU more.
 #[inline(always)]
 fn join_vm(kvm: u64) -> Option<Cell> {
+    // Not one that is being removed, whose cell is not its own any more.
     let join = |entry: &VmEntry| {
-        entry.vcpus.fetch_add(1, AcqRel);
-        Cell::at(entry.cell)
+        let mut vcpus = entry.vcpus.load(Relaxed);
+        let mut attempts = 0;
+        while vcpus != 0 && attempts < 8 {
+            match entry.vcpus.compare_exchange(vcpus, vcpus + 1, AcqRel, Relaxed) {
+                Ok(_) => return Cell::at(entry.cell),
+                Err(now) => vcpus = now,
+            }
+            attempts += 1;
+        }
+        None
     };
     if let Some(entry) = kernel::vm(kvm) {
         return join(entry);
     }
     let cell = cells::take()?;
-    cells::make_vm(cell);
     if kernel::insert_vm(kvm, VmEntry { cell: cell.offset(), vcpus: AtomicU32::new(1) }) {
+        cells::make_vm(cell);
         return Some(cell);
     }
     // Another vCPU of it was faster.
@@ -301,6 +339,10 @@ pub fn end(slot: &Slot) {
     slot.places.iter().map(|place| place.load(Relaxed)).filter(|&offset| offset != 0).for_each(|offset| {
         kernel::push(&raw const exitscope_finished, offset);
     });
+    let halts = slot.halts.load(Relaxed);
+    if halts != 0 {
+        kernel::push(&raw const exitscope_finished, halts);
+    }
     kernel::push(&raw const exitscope_finished, slot.cell.load(Relaxed));
     let kvm = slot.kvm.load(Relaxed);
     if kernel::vm(kvm).is_some_and(|entry| entry.vcpus.fetch_sub(1, AcqRel) == 1) {
@@ -310,12 +352,12 @@ pub fn end(slot: &Slot) {
     slot.vcpu.store(0, Relaxed);
 }
 
-/// Makes room while three quarters of the cells are in use: the numbers of the VMs that have ended first move to the sum of
-/// retired ones.
+/// Makes room for a new vCPU while half of the cells are in use: the numbers of the VMs that have ended first move to the
+/// sum of retired ones.
 #[inline(never)]
 pub fn retire() {
     let (used, most) = cells::used();
-    if used < most / 4 * 3 || RETIRING.swap(1, AcqRel) != 0 {
+    if used < most / 2 || RETIRING.swap(1, AcqRel) != 0 {
         return;
     }
     cells::note_move();
@@ -331,8 +373,8 @@ pub fn retire() {
 
 /// Not 0 while numbers move, which is done by one at a time.
 static RETIRING: AtomicU32 = AtomicU32::new(0);
-/// Cells that move when a vCPU ends: more than most vCPUs have.
-const AT_ONCE: u32 = 64;
+/// Cells that move when a vCPU comes: more than most vCPUs have.
+const AT_ONCE: u32 = 32;
 /// Offsets of the counters of retired VMs by place.
 static SUM: [AtomicU32; SLOTS] = [const { AtomicU32::new(0) }; SLOTS];
 

@@ -69,8 +69,10 @@ impl Kernel {
         let generic = module.structure("kvm_vcpu_stat_generic", 24, &members);
         let stat = module.structure("kvm_vcpu_stat", 24, &[("generic", generic, 0)]);
         let id = if oddity == Oddity::VcpuId { self.long } else { self.int };
-        let members = [("kvm", self.pointer, 0), ("vcpu_id", id, 64), ("stat", stat, 128)];
-        module.structure("kvm_vcpu", 40, &members)
+        let arch = module.structure("kvm_vcpu_arch", 8, &[("hflags", self.int, 0)]);
+        let members =
+            [("kvm", self.pointer, 0), ("vcpu_id", id, 64), ("stat", stat, 128), ("arch", arch, 320)];
+        module.structure("kvm_vcpu", 48, &members)
     }
 
     fn kvm(&self, oddity: Oddity) -> Vec<u8> {
@@ -80,7 +82,7 @@ impl Kernel {
         let takes = module.add("", PROTOTYPE, 1, 0, &[0, vcpu]);
         let other = module.add("", PROTOTYPE, 1, 0, &[0, self.pointer]);
         for name in VCPUS.iter().filter_map(|parameter| parameter.strip_suffix("(0)")) {
-            let is_odd = name == "kvm_vcpu_halt";
+            let is_odd = name == "kvm_vcpu_block";
             let prototype = if is_odd && oddity == Oddity::Parameter { other } else { takes };
             if !(is_odd && oddity == Oddity::NoFunction) {
                 module.add(name, FUNCTION, 1, prototype, &[]);
@@ -102,7 +104,8 @@ impl Kernel {
         let control = module.structure("vmcb_control_area", 1024, &[("exit_code", self.long, exit_code * 8)]);
         let vmcb = module.structure("vmcb", 4096, &[("control", control, 0)]);
         let vmcb = module.add("", POINTER, 0, vmcb, &[]);
-        module.structure("vcpu_svm", 64, &[("vcpu", vcpu, 0), ("vmcb", vmcb, 320)]);
+        let own = module.structure("kvm_vmcb_info", 16, &[("ptr", vmcb, 0)]);
+        module.structure("vcpu_svm", 80, &[("vcpu", vcpu, 0), ("vmcb", vmcb, 384), ("vmcb01", own, 448)]);
         module.bytes()
     }
 
@@ -110,10 +113,10 @@ impl Kernel {
         let mut module = Writer::on(&self.writer);
         let vcpu = self.vcpu(&mut module, oddity);
         if oddity == Oddity::OldReason {
-            module.structure("vcpu_vmx", 64, &[("vcpu", vcpu, 0), ("exit_reason", self.int, 384)]);
+            module.structure("vcpu_vmx", 64, &[("vcpu", vcpu, 0), ("exit_reason", self.int, 448)]);
         } else {
             let vt = module.structure("vcpu_vt", 16, &[("exit_reason", self.int, 64)]);
-            module.structure("vcpu_vmx", 64, &[("vcpu", vcpu, 0), ("vt", vt, 320)]);
+            module.structure("vcpu_vmx", 64, &[("vcpu", vcpu, 0), ("vt", vt, 384)]);
         }
         module.bytes()
     }
@@ -164,6 +167,7 @@ fn numbers_are_what_the_types_say() {
         ("exitscope_exit_reason", 0),
         ("exitscope_halt_wait", 32),
         ("exitscope_has_cast", 1),
+        ("exitscope_hflags", 40),
         ("exitscope_isa", 2),
         ("exitscope_kvm", 0),
         ("exitscope_poll_fail", 24),
@@ -171,13 +175,14 @@ fn numbers_are_what_the_types_say() {
         ("exitscope_type_vmcb", 6),
         ("exitscope_type_word", 8),
         ("exitscope_vcpu_id", 8),
-        ("exitscope_vmcb", 40),
+        ("exitscope_vmcb", 48),
+        ("exitscope_vmcb01", 56),
     ];
     assert_eq!(svm, BTreeMap::from(expected));
     let vmx = numbers("kvm_intel", Oddity::None).unwrap();
     let of = |name: &str| vmx[name];
-    assert_eq!((of("exitscope_isa"), of("exitscope_exit_reason"), of("exitscope_vmcb")), (1, 48, 0));
-    assert_eq!(numbers("kvm_intel", Oddity::OldReason).unwrap()["exitscope_exit_reason"], 48);
+    assert_eq!((of("exitscope_isa"), of("exitscope_exit_reason"), of("exitscope_vmcb")), (1, 56, 0));
+    assert_eq!(numbers("kvm_intel", Oddity::OldReason).unwrap()["exitscope_exit_reason"], 56);
 }
 
 #[test]
@@ -195,8 +200,8 @@ fn a_fact_that_does_not_hold_is_named() {
     for (oddity, what) in [
         (Oddity::ExitCode, "kvm_amd has vcpu_svm.vmcb->control.exit_code at byte 104 (of 8 bytes)"),
         (Oddity::VcpuId, "kvm has kvm_vcpu.vcpu_id at byte 8 (of 8 bytes)"),
-        (Oddity::Parameter, "does not say where kvm_vcpu_halt(0) is"),
-        (Oddity::NoFunction, "does not say where kvm_vcpu_halt(0) is"),
+        (Oddity::Parameter, "does not say where kvm_vcpu_block(0) is"),
+        (Oddity::NoFunction, "does not say where kvm_vcpu_block(0) is"),
         (Oddity::NoTracepoint, "no tracepoints kvm_exit and kvm_entry"),
     ] {
         let error = numbers("kvm_amd", oddity).unwrap_err();
@@ -211,12 +216,12 @@ fn programs_find_what_they_are_attached_to() {
     let root = machine("kvm_amd", Oddity::None);
     let btf = Btf::read(root.path()).unwrap();
     let facts = Facts::prove(&btf).unwrap();
-    let function = facts.target(Kind::Function, "kvm_vcpu_halt").unwrap();
+    let function = facts.target(Kind::Function, "kvm_vcpu_block").unwrap();
     let typed = facts.target(Kind::TypedTracepoint, "kvm_exit").unwrap();
     assert!(function.1 && typed.1 && function.0 > 10 && typed.0 > function.0);
     assert_eq!(facts.target(Kind::RawTracepoint, "kvm_exit"), Some((0, false)));
     assert_eq!(facts.target(Kind::Function, "kvm_nothing"), None);
-    assert_eq!((facts.kernel_function(CAST), facts.kernel_function("kvm_vcpu_halt")), (facts.cast(), None));
+    assert_eq!((facts.kernel_function(CAST), facts.kernel_function("kvm_vcpu_block")), (facts.cast(), None));
 }
 
 #[test]
