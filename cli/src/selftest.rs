@@ -32,8 +32,8 @@ pub struct Args {
     /// Print one JSON document, without the names of hosts or processes
     #[arg(short, long)]
     json: bool,
-    /// Which source is tested: auto or module
-    #[arg(long, value_name = "auto|module", default_value = "auto")]
+    /// Which source is tested: the module if it is loaded, else eBPF; or one of the two
+    #[arg(long, value_name = "auto|module|bpf", default_value = "auto")]
     source: String,
     /// Load the kernel module from this file for the test, and unload it at its end; only then it can be measured what
     /// watching costs
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let choice = Choice::parse(&args.source);
     if let Choice::File(path) = &choice {
         bail!(Usage(format!(
-            "a self-test needs a source that counts: auto or module, not {}",
+            "a self-test needs a source that counts: auto, module or bpf, not {}",
             path.display()
         )));
     }
@@ -74,11 +74,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut module = args.module.as_deref().map(Module::load).transpose()?.flatten();
     let source = Source::open(&choice)?;
     let clock = source.snapshot().clock;
-    let machine = Machine { tsc_khz: clock.khz, ..machine::describe(isa, &source) };
+    // The clock of eBPF is another one.
+    let is_module = source.origin().source == "module";
+    let tsc_khz = if is_module { clock.khz } else { 0 };
+    let machine = Machine { tsc_khz, ..machine::describe(isa, &source) };
     checks.print(&view::heading(&machine))?;
     let bench = Bench { source: &source, stop: &stop, isa, clock, machine: &machine };
     count(&bench, args.iterations, &mut checks)?;
-    leaves::check(&bench, &mut checks)?;
+    if is_module {
+        leaves::check(&bench, &mut checks)?;
+    } else {
+        for name in ["leaf-discovery", "leaf-total", "leaf-vcpu", "leaf-course"] {
+            checks.tell(Check::skip(name, "the source is eBPF, which answers no guest"))?;
+        }
+    }
     time::check(&bench, &mut checks)?;
     // Nobody may have the module's device open while it is unloaded.
     drop(source);
@@ -90,7 +99,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             cost
         }
         _ => {
-            checks.tell(Check::skip("cost", not_measured(args, module.is_some())))?;
+            let why = if is_module {
+                not_measured(args, module.is_some())
+            } else {
+                "of eBPF it is measured by `exitscope lab bench` only"
+            };
+            checks.tell(Check::skip("cost", why))?;
             Vec::new()
         }
     };

@@ -40,7 +40,7 @@ pub(super) fn tracefs(machine: &Machine) -> Check {
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
-/// The oldest kernel that a source by eBPF is planned for.
+/// The oldest kernel that a source by eBPF is for.
 const OLDEST: (u32, u32) = (6, 1);
 
 /// What is missing, and what to do about it.
@@ -58,14 +58,10 @@ pub(super) fn ebpf(machine: &Machine) -> Check {
         Err(absence) => return unknown("ebpf", &absence),
     };
     let Some((_, advice)) = lacks.first() else {
-        return check(
-            Verdict::Ok,
-            "all that a source by eBPF needs is there (exitscope has none yet)".into(),
-        );
+        return check(Verdict::Ok, "all is there that `exitscope stat --source bpf` needs".into());
     };
     let names: Vec<&str> = lacks.iter().map(|(what, _)| what.as_str()).collect();
-    check(Verdict::Warn, format!("a source by eBPF (exitscope has none yet) would lack {}", names.join(", ")))
-        .advise(*advice)
+    check(Verdict::Warn, format!("`exitscope stat --source bpf` lacks {}", names.join(", "))).advise(*advice)
 }
 
 fn kernel(machine: &Machine) -> Result<Option<Lack>, Absence> {
@@ -136,6 +132,9 @@ fn rights(machine: &Machine) -> Result<Option<Lack>, Absence> {
     let set = set.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
     let set = set.ok_or_else(|| Absence::Unreadable(format!("/{path}"), "it has no CapEff".into()))?;
     let has = |capability: u32| set >> capability & 1 == 1;
-    let may = has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON));
-    Ok((!may).then(|| ("CAP_BPF and CAP_PERFMON".into(), "use sudo, or a service with both capabilities")))
+    // Which gives the types of a module to nobody else, without which programs are not attached to its functions.
+    let is_module = machine.presence("kvm")? == Presence::Loaded;
+    let may = has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON) && !is_module);
+    let needed = if is_module { "CAP_SYS_ADMIN, as KVM is a module" } else { "CAP_BPF and CAP_PERFMON" };
+    Ok((!may).then(|| (needed.into(), "use sudo, or a service with what is lacking")))
 }

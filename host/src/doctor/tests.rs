@@ -425,9 +425,11 @@ fn what_a_source_by_ebpf_would_lack_is_told() {
     host().with("proc/self/status", &status(PLAIN_USER)).has(
         "ebpf",
         Verdict::Warn,
-        "CAP_BPF and CAP_PERFMON",
+        "CAP_SYS_ADMIN, as KVM is a module",
     );
-    host().with("proc/self/status", &status("000000c000000000")).has("ebpf", Verdict::Ok, "");
+    let both = status("000000c000000000");
+    host().with("proc/self/status", &both).has("ebpf", Verdict::Warn, "CAP_SYS_ADMIN");
+    host().with("proc/self/status", &status("0000000000200000")).has("ebpf", Verdict::Ok, "");
     host().with_facts(|facts| facts.release = "5.10.0-30-amd64".into()).has(
         "ebpf",
         Verdict::Warn,
@@ -439,7 +441,7 @@ fn what_a_source_by_ebpf_would_lack_is_told() {
         Verdict::Warn,
         "CONFIG_BPF_SYSCALL",
     );
-    host().with("proc/sys/kernel/ftrace_enabled", "0\n").has("ebpf", Verdict::Warn, "lack ftrace");
+    host().with("proc/sys/kernel/ftrace_enabled", "0\n").has("ebpf", Verdict::Warn, "lacks ftrace");
     host().with("sys/kernel/btf/kvm", "\0kvm_vcpu\0").has("ebpf", Verdict::Warn, "raw tracepoints");
     host().without("sys/kernel/btf/kvm").has("ebpf", Verdict::Warn, "the types of kvm");
     host().without("sys/kernel/btf/kvm_intel").has("ebpf", Verdict::Warn, "the types of kvm_intel");
