@@ -37,6 +37,12 @@ fn adds_few_instructions(vendor: Vendor) {
         assert!(shortest("module") - shortest("none") < limit + 0.005, "{added:?}");
         assert!(added[0] > 0.0 && added.iter().all(|added| *added < ftrace.min(limit + 1.005)), "{added:?}");
     }
+    // The eBPF programs, whatever the exit and however many vCPUs and VMs.
+    for workload in ["rdmsr", "cpuid"] {
+        let added: Vec<f64> = costs("bpf", workload).map(|cost| cost.added).collect();
+        eprintln!("{} {workload}, eBPF: {added:?}", vendor.name());
+        assert!(added.len() >= 3 && added.iter().all(|added| *added > 0.0 && *added < 371.0), "{added:?}");
+    }
     // A guest that is not answered cannot tell our leaves from others by their time, but for an instruction of KVM's own.
     let [unanswered, other] =
         ["leaf", "cpuid"].map(|workload| costs("module-off", workload).next().unwrap().added);

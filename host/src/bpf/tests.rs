@@ -285,3 +285,50 @@ fn of_a_pin_that_fails_nothing_is_left() {
     let directory = root.path().join("exitscope");
     assert!(matches!(bpf.pin_in(&directory), Err(pin::Error::Access { .. })) && !directory.exists());
 }
+
+/// Something for every name.
+struct Anything;
+
+impl Symbols for Anything {
+    fn data(&self, _section: usize) -> Option<RawFd> {
+        Some(3)
+    }
+
+    fn value(&self, name: &str) -> Option<Value> {
+        Some(if name == CELLS { Value::MapValue(3) } else { Value::Number(1) })
+    }
+
+    fn kernel_function(&self, _name: &str) -> Option<Option<u32>> {
+        Some(Some(1))
+    }
+}
+
+/// What every exit runs through, which is the program's own function: it asks for the time, reads, counts, and leaves all
+/// else to functions that it calls.
+#[test]
+fn the_exit_path_has_no_lookup_and_no_locked_instruction() {
+    const CALL: u8 = 0x85;
+    const GET_TIME: i32 = 5;
+    /// `bpf_probe_read_kernel`, where there is no cast.
+    const READ: i32 = 113;
+    let object = Object::parse(OBJECT).unwrap();
+    let of_exits =
+        object.programs().iter().filter(|program| ["kvm_exit", "kvm_entry"].contains(&program.event));
+    let mut seen = 0;
+    for program in of_exits {
+        let code = object.link(program, &Anything).unwrap();
+        let targets = code.iter().enumerate().filter(|(_, one)| one.code == CALL && one.registers >> 4 == 1);
+        let end = targets.map(|(at, one)| (at as i64 + 1 + i64::from(one.imm)) as usize).min().unwrap();
+        assert!((20..120).contains(&end), "{}: {end}", program.event);
+        for one in &code[..end] {
+            // BPF_STX | BPF_ATOMIC of 32 and of 64 bits.
+            assert!(![0xc3, 0xdb].contains(&one.code), "{}: {one:?}", program.event);
+            if one.code == CALL && one.registers >> 4 == 0 {
+                let reads = program.variant.ends_with("-probe") || program.variant.ends_with("-typed");
+                assert!(one.imm == GET_TIME || reads && one.imm == READ, "{}: {one:?}", program.event);
+            }
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 6, "five for exits and one for entries");
+}
