@@ -37,7 +37,7 @@ fn wrong_usage_has_status_2_and_says_what_is_known() {
     check(&["vmm", "--workload", "hlt", "--halt-us", "0"], 2, "--halt-us");
     check(&["selftest", "--iterations", "0"], 2, "--iterations");
     check(&["selftest", "--pairs", "many"], 2, "--pairs");
-    check(&["selftest", "--source", "/no/such/file"], 2, "auto or module");
+    check(&["selftest", "--source", "/no/such/file"], 2, "auto, module or bpf");
 }
 
 #[test]
