@@ -156,6 +156,12 @@ fn write_report(out: &mut String, report: &Report) -> fmt::Result {
             machine.emulator
         )?;
     }
+    if report.source == "bpf" {
+        writeln!(
+            out,
+            "Counted by eBPF: a cycle is a ns of the kernel's clock here, and the guest is not answered."
+        )?;
+    }
     if let Some(instructions) = machine.instructions_to_module {
         writeln!(out, "The module was loaded {} emulated instructions after reset.", grouped(instructions))?;
     }
