@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use exitscope_abi::bpf::DEFAULT_CELLS;
+use exitscope_abi::leaf::{Expose, Layout};
 use exitscope_lab::emulator::Vendor;
 use exitscope_lab::job::{Request, Step, Way};
-use exitscope_lab::runs::session::Paging;
+use exitscope_lab::runs::report::{GuestKind, Options, Source, Vmm};
+use exitscope_lab::runs::session::{Paging, Setup};
 use exitscope_tests::{
-    Transcript, command, exits_by_code, flat, guests, insert, lab, linux, load_bpf, machine, remove,
+    Transcript, command, exits, exits_by_code, flat, guests, insert, lab, linux, load_bpf, machine, remove,
+    report, sums_are_totals,
 };
 use serde_json::Value;
 
@@ -156,4 +159,28 @@ fn nothing_is_left_of_who_is_killed(transcript: &Transcript) {
         assert!(exits > 1_000, "{label}: {exits}");
     }
     assert_eq!(kvm_functions(transcript.output("killed")), 0);
+}
+
+/// `exitscope lab run --source bpf`.
+#[test]
+fn the_main_job_counts_by_ebpf() {
+    let (report, _) = report(&Options {
+        setup: Setup { name: "amd-main-job-bpf".into(), ..Setup::default() },
+        source: Source::Bpf,
+        guest: GuestKind::Linux,
+        vmm: Vmm::Exitscope,
+        vcpus: 2,
+        layout: Layout::Classic,
+        expose: Expose::Vm,
+    });
+    sums_are_totals(&report.vms);
+    assert_eq!((report.source.as_str(), report.vms.len(), report.vms[0].vcpus.len()), ("bpf", 1, 2));
+    assert!(report.guest.is_none() && report.timeline.len() > 1, "{report:?}");
+    // Ticks of a ns, and what a boot shows: ports of the console, pages, halts.
+    assert_eq!(report.machine.tsc_khz, 1_000_000);
+    for code in [0x7b, 0x400, 0x78] {
+        assert!(exits(&report.reasons, code) > 0, "{code:#x}: {:?}", report.reasons);
+    }
+    let text = exitscope_view::text::report(&report);
+    assert!(text.contains("source bpf") && text.contains("a cycle is a ns"), "{text}");
 }
